@@ -1,0 +1,133 @@
+"""The plan: a recipe and a site, decided. Frozen, JSON, no default left open; the job reads nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = 1
+
+Json = Any  # a JSON value: dict, list, str, int, float, bool or None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one stage asks of the scheduler. Memory is per node; 0 gpus is a CPU job."""
+
+    nodes: int
+    tasks_per_node: int
+    cpus_per_task: int
+    gpus_per_node: int
+    memory_mib: int
+    time_limit_minutes: int
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    extra: tuple[str, ...] = ()  # further sbatch options, a word each: "--exclusive"
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.nodes * self.tasks_per_node
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a stage's program and its libraries are. `kind`: venv, modules, pyxis or apptainer."""
+
+    role: str
+    kind: str
+    python: str  # interpreter as the job calls it, absolute or a name on PATH
+    modules: tuple[str, ...] = ()
+    image: str = ""
+    mounts: tuple[str, ...] = ()  # "source:target" each
+    variables: tuple[tuple[str, str], ...] = ()  # exported in the job; never a secret
+    lock: str = ""  # name of the lock file and its hash, for environments that swiftlaunch builds
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage is expected to need; None where there is nothing honest to say."""
+
+    memory_mib_per_rank: int | None = None
+    seconds: float | None = None
+    gpu_hours: float | None = None
+    basis: str = ""  # one line: what the figures rest on
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One box of the plan. `worker` names the module of launcher.work that does it."""
+
+    name: str
+    worker: str
+    resources: Resources
+    environment: Environment
+    options: dict[str, Json]  # the worker's inputs, every default written out
+    depends_on: tuple[str, ...] = ()  # stages that must have succeeded (afterok)
+    layout: str = ""  # for people: "PP2", "TP2+SP DP4"
+    max_attempts: int = 1
+    estimate: Estimate = field(default_factory=Estimate)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run, decided."""
+
+    run_id: str
+    name: str
+    run_dir: str  # absolute, on a file system that jobs see
+    site: str
+    scheduler: str  # local or slurm
+    user: str
+    version: str  # of swiftlaunch
+    git_sha: str  # of the recipe's repository; "" where there is none
+    recipe_path: str
+    recipe: dict[str, Json]  # the resolved recipe, as JSON
+    model: dict[str, Json]  # architecture facts of the base model
+    data_hash: str  # of the data files, or of the generator's parameters
+    stages: tuple[Stage, ...]
+    secrets: tuple[str, ...] = ()  # names of variables, never values
+    warnings: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name. Raises KeyError."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def to_json(self) -> str:
+        """Canonical text: the same plan gives the same bytes."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> Plan:
+    """The plan that `to_json` wrote. Raises ValueError for another schema or a broken text."""
+    data = json.loads(text)
+    if data.get("schema") != SCHEMA:
+        raise ValueError(f"plan schema {data.get('schema')!r} is not {SCHEMA}; use the swiftlaunch version that wrote it")
+    stages = tuple(_stage(stage) for stage in data.pop("stages"))
+    for key in ("secrets", "warnings"):
+        data[key] = tuple(data[key])
+    return Plan(stages=stages, **data)
+
+
+def _stage(data: dict[str, Json]) -> Stage:
+    resources = data.pop("resources")
+    environment = data.pop("environment")
+    resources["extra"] = tuple(resources["extra"])
+    environment["modules"] = tuple(environment["modules"])
+    environment["mounts"] = tuple(environment["mounts"])
+    environment["variables"] = tuple((name, value) for name, value in environment["variables"])
+    data["depends_on"] = tuple(data["depends_on"])
+    return Stage(
+        resources=Resources(**resources),
+        environment=Environment(**environment),
+        estimate=Estimate(**data.pop("estimate")),
+        **data,
+    )
