@@ -1,0 +1,175 @@
+"""Training and evaluation rows from `options["data"]`: a reasoning-gym task, or files of the user's own.
+
+Used by the train, evaluate and quantize workers, so it needs the standard library alone until a reasoning-gym
+task is asked for. The same options give the same problems in the same order in every process.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from launcher.dataset import read_rows
+from launcher.errors import WorkerError
+
+Split = Literal["train", "evaluation"]
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+_TRIES_PER_PROBLEM = 20  # a task whose problems repeat more than this is too small to hold data out
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row. `messages` is what the model is given, `answer` what it should write next.
+
+    A row of plain text has no messages; its text is the answer. `entry` is reasoning-gym's own record.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str
+    task: str = ""
+    entry: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def conversation(self) -> list[Message]:
+        """All turns, the wanted answer last: what chat templates take."""
+        return [*self.messages, {"role": "assistant", "content": self.answer}]
+
+    @property
+    def key(self) -> str:
+        """What makes two rows the same: the conversation without the answer, or the text, spaces folded."""
+        words = [f"{turn['role']} {turn['content']}" for turn in self.messages] or [self.answer]
+        return " ".join("\n".join(words).split())
+
+
+def problems(data: Mapping[str, Any], split: Split) -> list[Problem]:
+    """The rows of one split, in a fixed order.
+
+    No training row asks what an evaluation row asks: rows that meet are left out of training (a generator draws
+    others instead). Raises WorkerError for an unknown source or task, for options that the task refuses, and for
+    a task with too few different problems.
+    """
+    source = data["source"]
+    if source == "reasoning-gym":
+        return list(_generated(data, split))
+    if source == "files":
+        return list(_from_files(data, split))
+    raise WorkerError(f"unknown source {source!r}", where="data.source", hint="reasoning-gym or files")
+
+
+def score(problem: Problem, text: str) -> float:
+    """How right a model's text is, from 0 to 1 (1 is right; some tasks give partial credit below).
+
+    For a number, the last number in the text counts, so that "2 + 3 = 5." is as right as "5" and an untrained
+    model is not marked down for its manners. reasoning-gym's own verifier of the task decides; rows from files
+    are compared as text, spaces folded.
+    """
+    answer = _final_answer(text, problem.answer)
+    if problem.task:
+        return float(_verifier(problem.task)(answer, dict(problem.entry)))
+    return float(" ".join(answer.split()) == " ".join(problem.answer.split()))
+
+
+def fingerprint(rows: list[Problem]) -> str:
+    """SHA-256 over the rows' content and order, for lineage."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row.conversation, sort_keys=True, ensure_ascii=False).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _generated(data: Mapping[str, Any], split: Split) -> Iterator[Problem]:
+    held_out: set[str] = set()
+    for problem in _draw(data, "evaluation", avoid=held_out, distinct=True):
+        held_out.add(problem.key)
+        if split == "evaluation":
+            yield problem
+    if split == "train":
+        yield from _draw(data, "train", avoid=held_out, distinct=False)
+
+
+def _draw(data: Mapping[str, Any], split: Split, *, avoid: set[str], distinct: bool) -> Iterator[Problem]:
+    """`<split>_size` problems from `<split>_seed` on, without those in `avoid`; `distinct` also drops repeats."""
+    task, size, seed = str(data["task"]), int(data[f"{split}_size"]), int(data[f"{split}_seed"])
+    dataset = _dataset(
+        task, json.dumps(data.get("task_options") or {}, sort_keys=True), seed, size * _TRIES_PER_PROBLEM
+    )
+    seen = set(avoid)
+    found = 0
+    for index in range(size * _TRIES_PER_PROBLEM):
+        if found == size:
+            return
+        entry = dataset[index]
+        messages: tuple[Message, ...] = ({"role": "user", "content": str(entry["question"])},)
+        if system := data.get("system_prompt"):
+            messages = ({"role": "system", "content": str(system)}, *messages)
+        problem = Problem(f"{task}:{seed}:{index}", messages, str(entry["answer"]), task, entry)
+        if problem.key in seen:
+            continue
+        if distinct:
+            seen.add(problem.key)
+        found += 1
+        yield problem
+    if found < size:
+        raise WorkerError(
+            f"{task} with these options has too few different problems for {size} in the {split} split",
+            where=f"data.{split}_size",
+            hint="ask for fewer, or widen data.task_options",
+        )
+
+
+def _dataset(task: str, options: str, seed: int, size: int) -> Any:
+    import reasoning_gym
+
+    try:
+        return reasoning_gym.create_dataset(task, seed=seed, size=size, **json.loads(options))
+    except (ValueError, TypeError, AssertionError) as error:
+        raise WorkerError(
+            f"reasoning-gym refuses task {task!r} with options {options}: {error}",
+            where="data.task_options",
+            hint="see the task's configuration class in reasoning_gym",
+        ) from error
+
+
+@functools.cache
+def _verifier(task: str) -> Any:
+    import reasoning_gym
+
+    return reasoning_gym.get_score_answer_fn(task)
+
+
+def _final_answer(text: str, wanted: str) -> str:
+    if _NUMBER.fullmatch(wanted.strip()):
+        numbers = _NUMBER.findall(text)
+        return numbers[-1].replace(",", "") if numbers else ""
+    return text.strip()
+
+
+def _from_files(data: Mapping[str, Any], split: Split) -> Iterator[Problem]:
+    form = str(data.get("format") or "auto")
+    held_out = {row.key for row in _rows(data, "evaluation", form)} if split == "train" else set()
+    for row in _rows(data, split, form):
+        if row.key not in held_out:
+            yield row
+
+
+def _rows(data: Mapping[str, Any], split: Split, form: str) -> Iterator[Problem]:
+    for index, row in enumerate(read_rows(data.get(split) or [], form)):
+        name = f"{split}:{index}"
+        if "messages" in row:
+            turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in row["messages"]]
+            if not turns or turns[-1]["role"] != "assistant":
+                raise WorkerError(f"row {name} does not end with the assistant's turn", where=f"data.{split}")
+            yield Problem(name, tuple(turns[:-1]), turns[-1]["content"])
+        elif "completion" in row:
+            yield Problem(name, ({"role": "user", "content": str(row["prompt"])},), str(row["completion"]))
+        else:
+            yield Problem(name, (), str(row["text"]))
