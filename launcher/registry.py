@@ -43,6 +43,11 @@ class Registry:
         with self._open() as database:
             _insert(database, row)
 
+    def remove(self, run_id: str) -> None:
+        """Forget a run; its directory is not touched."""
+        with self._open() as database:
+            database.execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
+
     def runs(self, limit: int = 0) -> list[RunRow]:
         """Runs, newest first; all of them with limit 0."""
         if not self.path.exists():

