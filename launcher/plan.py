@@ -110,7 +110,7 @@ def from_json(text: str) -> Plan:
     """The plan that `to_json` wrote. Raises ValueError for another schema or a broken text."""
     data = json.loads(text)
     if data.get("schema") != SCHEMA:
-        raise ValueError(f"plan schema {data.get('schema')!r} is not {SCHEMA}; use the swiftlaunch version that wrote it")
+        raise ValueError(f"plan schema {data.get('schema')!r} is not {SCHEMA}: another swiftlaunch version wrote it")
     stages = tuple(_stage(stage) for stage in data.pop("stages"))
     for key in ("secrets", "warnings"):
         data[key] = tuple(data[key])

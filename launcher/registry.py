@@ -78,7 +78,7 @@ class Registry:
             shown = ", ".join(row.run_id for row in matches[:5])
             raise UserError(f"{text!r} is the start of {len(matches)} run ids", hint=f"say more of it: {shown}")
         close = difflib.get_close_matches(text, [row.run_id for row in rows] + [row.name for row in rows], n=1)
-        hint = f"did you mean {close[0]}?" if close else "`swiftlaunch runs` lists them; --rebuild reads them from disk again"
+        hint = f"did you mean {close[0]}?" if close else "`swiftlaunch runs` lists them"
         raise UserError(f"no run {text!r}", hint=hint)
 
     def rebuild(self, roots: Sequence[Path]) -> int:

@@ -161,12 +161,12 @@ def serve_again(prepared_from: Plan, site: Site, minutes: int, run_id: str = "")
     """A new run of one stage: serve what an earlier run made, for `minutes`."""
     stage = next((stage for stage in prepared_from.stages if stage.worker == "serve"), None)
     if stage is None:
-        raise UserError(f"run {prepared_from.run_id} has no serve stage", hint="add [serve] to its recipe and submit it")
+        raise UserError(f"run {prepared_from.run_id} has no serve stage", hint="add [serve] to its recipe")
     options = dict(stage.options)
     if source := options["model"].get("artifact_of"):
         path = RunDir(Path(prepared_from.run_dir)).artifact(source)
         if not path.is_dir():
-            raise UserError(f"{path} does not exist: stage {source} has not succeeded", hint="`swiftlaunch status` says why")
+            raise UserError(f"{path} does not exist", hint=f"stage {source} has not succeeded")
         options["model"] = {"name": options["model"]["name"], "path": str(path)}
     options["serve"] = {**options["serve"], "keep_alive_minutes": minutes}
     need = replace(stage.resources, time_limit_minutes=max(stage.resources.time_limit_minutes, minutes + 15))
@@ -226,7 +226,7 @@ def _write_run(prepared: Prepared, secret_values: Mapping[str, str]) -> None:
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise UserError(
-            f"cannot write the run directory: {error.strerror}", where=str(final), hint="set runs_dir in the site profile"
+            f"cannot write the run directory: {error.strerror}", where=str(final), hint="set the site's runs_dir"
         ) from error
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)

@@ -90,7 +90,7 @@ def layout_faults(
 
     must_divide("tensor", layout.tensor, "attention heads", shape.heads)
     must_divide("tensor", layout.tensor, "KV heads", shape.kv_heads)
-    must_divide("pipeline", layout.pipeline * layout.virtual_pipeline, "layers (pipeline * virtual_pipeline)", shape.layers)
+    must_divide("pipeline", layout.pipeline * layout.virtual_pipeline, "layers (pipeline * VPP)", shape.layers)
     if layout.sequence_parallel and layout.tensor == 1:
         fault("sequence_parallel", "needs tensor > 1", "set tensor = 2 or more, or sequence_parallel = false")
     if layout.virtual_pipeline > 1 and layout.pipeline == 1:
@@ -126,14 +126,14 @@ def layout_faults(
         faults.append(
             Fault(
                 "train.global_batch_size",
-                f"{global_batch_size} is not divisible by micro_batch_size * data parallel = {micro_batch_size} * {copies}",
+                f"{global_batch_size} is not divisible by micro_batch_size * DP = {micro_batch_size} * {copies}",
                 fault_hint,
             )
         )
     elif layout.virtual_pipeline > 1 and (global_batch_size // (micro_batch_size * copies)) % layout.pipeline:
         fault(
             "virtual_pipeline",
-            f"the interleaved schedule needs micro-batches per step ({global_batch_size // (micro_batch_size * copies)}) "
+            f"the interleaved schedule needs micro-batches a step ({global_batch_size // (micro_batch_size * copies)}) "
             f"divisible by pipeline = {layout.pipeline}",
         )
     return faults

@@ -72,7 +72,7 @@ def load_plan(run_dir: Path) -> Plan:
         return from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{run_dir} is not a run directory (no {path.name})", hint="`swiftlaunch runs --rebuild` reads the index again"
+            f"{run_dir} is not a run directory", hint="`swiftlaunch runs --rebuild` reads the index again"
         ) from None
     except ValueError as error:
         raise UserError(str(error), where=str(path)) from error
@@ -87,7 +87,7 @@ def refresh(run_dir: Path) -> RunStatus:
     events: dict[str, list[Event]] = {}
     for event in read_events(files.events):
         events.setdefault(str(event.get("stage")), []).append(event)
-    stages = tuple(_stage_status(files, stage, jobs.get(stage.name), events.get(stage.name, [])) for stage in plan.stages)
+    stages = tuple(_stage_status(files, s, jobs.get(s.name), events.get(s.name, [])) for s in plan.stages)
     return RunStatus(plan.run_id, plan.name, plan.site, run_state(stages), run_dir, stages, plan.warnings)
 
 
