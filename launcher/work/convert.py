@@ -96,14 +96,24 @@ def split_digits(tokenizer: Any) -> None:
     from tokenizers import pre_tokenizers
 
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
     )
 
 
 def owning_package(file: Path) -> tuple[str, str]:
-    """Name and version of the installed distribution that a package's data file belongs to; ("", "") if none."""
-    names = importlib.metadata.packages_distributions().get(file.parent.name, [])
-    return (names[0], importlib.metadata.version(names[0])) if names else ("", "")
+    """Name and version of the distribution that a package's data file belongs to; ("", "") if none.
+
+    Looks beside the package's folder, so an unpacked wheel does as well as an installed one.
+    """
+    folder = file.parent.parent
+    for info in folder.glob("*.dist-info"):
+        distribution = importlib.metadata.PathDistribution(info)
+        if any(str(entry) == str(file.relative_to(folder)) for entry in distribution.files or ()):
+            return distribution.metadata["Name"], distribution.version
+    return "", ""
 
 
 def _name_the_portable_tokenizer_class(folder: Path) -> None:
