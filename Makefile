@@ -1,0 +1,55 @@
+# Everything a person types. Two commands set a fresh machine up by themselves: make demo, make test.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ENGINES := train transformers gptq compressor vllm
+MODEL := smollm2-135m-instruct
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: check lint types fast demo test engines docs golden wheel clean
+check: lint types fast  ## lint, types and the fast tests, under a minute
+
+$(STAMP): pyproject.toml tests/requirements.txt
+	@tests/system-packages.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PYTHONPATH=. $(BIN)/lint-imports --no-cache
+	shellcheck .ci/run tests/*.sh
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+fast: $(STAMP)  ## unit and golden tests
+	$(PYTEST) -q -m "unit or golden"
+
+engines: $(STAMP)  ## the engines' environments and the demo model, kept under ~/.cache/swiftlaunch
+	$(BIN)/swiftlaunch env sync --site local $(ENGINES)
+	$(BIN)/swiftlaunch models fetch --site local $(MODEL)
+
+demo: $(STAMP)  ## the whole chain on this machine, no GPU needed
+	$(BIN)/swiftlaunch env sync --site local train transformers gptq
+	$(BIN)/swiftlaunch models fetch --site local $(MODEL)
+	$(BIN)/swiftlaunch submit recipes/sft-smollm2-cpu.toml --site local --follow
+
+test: lint types engines  ## every test that can run on this machine
+	$(PYTEST) -m "not gpu"
+
+docs: $(STAMP)  ## write the generated pages of docs/ again
+	$(BIN)/python docs/generate.py
+
+golden: $(STAMP)  ## write the golden files again; read the diff
+	$(PYTEST) -q tests/golden --update-golden
+
+wheel: $(STAMP)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .hypothesis
