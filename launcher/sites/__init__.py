@@ -1,0 +1,38 @@
+"""Sites: a computing centre, or this machine, as data. TOML in, one frozen Site out."""
+
+from launcher.sites.choose import Choice, SiteFile, choose_site, site_files
+from launcher.sites.read import load_site
+from launcher.sites.site import (
+    ROLES,
+    STAGES,
+    Network,
+    Node,
+    Partition,
+    Price,
+    Quirks,
+    ResourceDefaults,
+    Site,
+    SiteEnvironment,
+    environment_folder,
+    resolve_environment,
+)
+
+__all__ = [
+    "ROLES",
+    "STAGES",
+    "Choice",
+    "Network",
+    "Node",
+    "Partition",
+    "Price",
+    "Quirks",
+    "ResourceDefaults",
+    "Site",
+    "SiteEnvironment",
+    "SiteFile",
+    "choose_site",
+    "environment_folder",
+    "load_site",
+    "resolve_environment",
+    "site_files",
+]
