@@ -58,7 +58,7 @@ def test_layouts_that_cannot_run(layout: Layout, shape: ModelShape, expected: st
 
 def test_batch_and_sequence_faults() -> None:
     assert check(Layout(), global_batch_size=12) == [
-        "train.global_batch_size: 12 is not divisible by micro_batch_size * data parallel = 1 * 8"
+        "train.global_batch_size: 12 is not divisible by micro_batch_size * DP = 1 * 8"
     ]
     assert check(Layout(context=2), sequence_length=4098) == [
         "train.layout.context: sequence_length 4098 is not divisible by 2 * context = 4"
