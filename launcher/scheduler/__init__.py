@@ -30,3 +30,12 @@ def open_scheduler(kind: str, *, state_dir: Path, machine: Machine | None = None
     from launcher.errors import UserError
 
     raise UserError(f"unknown scheduler {kind!r}", where="site.scheduler", hint="write local or slurm")
+
+
+def default_state_dir() -> Path:
+    """Where the local scheduler of this user keeps its state: `$XDG_STATE_HOME/swiftlaunch/local`."""
+    import os
+    from pathlib import Path
+
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "swiftlaunch" / "local"
