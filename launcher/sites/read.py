@@ -56,9 +56,9 @@ def _site(reader: Reader, top: Table) -> Site:
         path=str(reader.path),
         description=top.text("description"),
         scheduler=scheduler,
-        runs_dir=top.folder("runs_dir", required=True),
-        models_dir=top.folder("models_dir", required=True),
-        environments_dir=top.folder("environments_dir", required=True),
+        runs_dir=top.absolute("runs_dir", required=True),
+        models_dir=top.absolute("models_dir", required=True),
+        environments_dir=top.absolute("environments_dir", required=True),
         hostnames=top.texts("hostnames"),
         node=_node(top.table("node", required=True), scheduler),
         network=_network(top.table("network")),
@@ -152,6 +152,7 @@ def _environment(role: str, table: Table) -> SiteEnvironment:
         role=role,
         kind=kind,
         python=table.expand(table.text("python", default=on_path, required=kind == "venv")),
+        lock=table.absolute("lock"),
         modules=table.texts("modules", required=kind == "modules"),
         image=table.expand(table.text("image", required=container)),
         mounts=table.mounts("mounts"),
@@ -160,6 +161,8 @@ def _environment(role: str, table: Table) -> SiteEnvironment:
     table.close()
     if kind == "venv" and environment.python and not environment.python.startswith("/"):
         table.fault("python", f"{environment.python!r} is not absolute", "write /the/venv/bin/python")
+    if kind and kind != "locked" and environment.lock:
+        table.fault("lock", f"means nothing to kind {kind!r}", "remove it, or use kind locked")
     for key in ("image", "mounts"):
         if kind and not container and table.has(key):
             table.fault(key, f"means nothing to kind {kind!r}", "remove it, or use kind pyxis or apptainer")

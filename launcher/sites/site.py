@@ -70,6 +70,7 @@ class SiteEnvironment:
     role: str
     kind: str  # of ENVIRONMENT_KINDS
     python: str = ""
+    lock: str = ""  # lock file of a locked environment; "" for the shipped one
     modules: tuple[str, ...] = ()
     image: str = ""
     mounts: tuple[str, ...] = ()  # "source:target" each

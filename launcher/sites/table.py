@@ -121,12 +121,12 @@ class Table:
         """A duration in minutes: 90, "1h30m", "1-12:00:00"."""
         return self._parsed(key, parse_minutes, required=False)
 
-    def folder(self, key: str, *, required: bool = False) -> str:
+    def absolute(self, key: str, *, required: bool = False) -> str:
         """An absolute path; a leading `~` stands for the home directory."""
         value = self.expand(self.text(key, required=required))
         if value and not value.startswith("/"):
             self.fault(key, f"{value!r} is not absolute", "start it with / or ~/; variables are not expanded")
-        return value.rstrip("/") or value
+        return value.rstrip("/") or value  # "/" alone stays
 
     def mounts(self, key: str) -> tuple[str, ...]:
         """Container mounts, "source:target" or "source:target:options", both absolute."""

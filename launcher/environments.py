@@ -1,0 +1,402 @@
+"""Locked environments: a lock file of full pins -> a virtual environment, built once, checked, resumable.
+
+A virtual environment cannot be moved, so it is built in its final folder, `<environments_dir>/ROLE-HASH`;
+`complete.json` is written last and is what makes it usable. The head comments of a lock file may hold
+
+    # pip: --no-deps            further options of pip install
+    # import: torch, vllm       modules that must import once it is built
+    # disk: 4G                  room that the environment needs
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher import assets
+from launcher.errors import EnvironmentFault, UserError
+from launcher.record import read_json, write_json, write_text
+from launcher.scheduler import process
+from launcher.sites import Site, SiteEnvironment, environment_folder
+from launcher.units import parse_mib, show_mib
+
+OnProgress = Callable[[int, int, str], None]  # done, total, what; total is 0 while it is not known
+
+SMOKE_IMPORTS = {
+    "train": ("torch", "transformers", "megatron.core"),
+    "transformers": ("torch", "transformers"),
+    "gptq": ("torch", "transformers", "gptqmodel"),
+    "compressor": ("torch", "transformers", "llmcompressor"),
+    "vllm": ("torch", "vllm"),
+    "sglang": ("torch", "sglang"),
+}
+SMOKE_SECONDS = 600.0  # first imports of torch from a cold parallel file system take minutes
+COMPLETE = "complete.json"
+
+# Run a module while holding a lock: where sync is killed, its pip lives on, and the next sync must wait for it.
+_HELD = """
+import fcntl, runpy, sys
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+sys.argv = sys.argv[2:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock file, read."""
+
+    path: Path
+    text: str
+    requirements: tuple[str, ...]
+    pip_options: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
+    disk_mib: int = 0
+
+
+@dataclass(frozen=True)
+class EnvironmentState:
+    """What is there for a role. `broken` is the reason in words why it cannot be used, "" where it can."""
+
+    role: str
+    kind: str
+    python: str
+    present: bool
+    broken: str = ""
+    size_mib: int = 0
+    packages: int = 0
+
+
+def lock_path(site: Site, role: str) -> Path:
+    """The lock file of a role: the site's own, or the shipped one."""
+    environment = site.environments.get(role)
+    if environment is not None and environment.lock:
+        return Path(environment.lock)
+    return assets.folder("site") / "environments" / f"{role}.txt"
+
+
+def read_lock(site: Site, role: str) -> Lock:
+    """Read a role's lock file. Raises UserError where there is none or a head comment is wrong."""
+    path = lock_path(site, role)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no lock file for {role}",
+            where=str(path),
+            hint=f"give site {site.name} its own: environments.{role}.lock, or use kind venv, modules or a container",
+        ) from None
+    requirements = tuple(re.findall(r"^[A-Za-z0-9][^\s\\]*", text, re.MULTILINE))
+    options = " ".join(re.findall(r"^# pip:(.*)$", text, re.MULTILINE))
+    imports = " ".join(re.findall(r"^# import:(.*)$", text, re.MULTILINE))
+    disk = re.search(r"^# disk:(.*)$", text, re.MULTILINE)
+    try:
+        return Lock(
+            path=path,
+            text=text,
+            requirements=requirements,
+            pip_options=tuple(shlex.split(options)),
+            imports=tuple(re.findall(r"[\w.]+", imports)) or SMOKE_IMPORTS[role],
+            disk_mib=parse_mib(disk[1]) if disk else 0,
+        )
+    except ValueError as error:
+        raise UserError(f"head comment: {error}", where=str(path)) from None
+
+
+def lock_hash(site: Site, role: str) -> str:
+    """12 hex digits of the lock file's text, the Python version it is built with and the machine's architecture."""
+    text = read_lock(site, role).text
+    version = _python_version(site.environments[role])
+    return hashlib.sha256(f"{text}\n{version}\n{platform.machine()}".encode()).hexdigest()[:12]
+
+
+def lock_hashes(site: Site) -> dict[str, str]:
+    """Hashes of the site's locked environments by role, for the planner; roles without a lock file are left out."""
+    hashes = {}
+    for role, environment in site.environments.items():
+        if environment.kind == "locked" and lock_path(site, role).is_file():
+            hashes[role] = lock_hash(site, role)
+    return hashes
+
+
+def status(site: Site, role: str) -> EnvironmentState:
+    """What is there for a role; looks at files only. Raises UserError if the site does not name the role."""
+    environment = _environment(site, role)
+    if environment.kind == "locked":
+        return _locked_status(site, role)
+    kind, python = environment.kind, environment.python
+    missing = ""
+    if kind == "venv" and not os.access(python, os.X_OK):
+        missing = f"there is no interpreter at {python}"
+    elif environment.image.startswith("/") and not Path(environment.image).exists():
+        missing = f"there is no image at {environment.image}"
+    return EnvironmentState(role, kind, python, present=not missing, broken=missing)
+
+
+def sync(site: Site, role: str, on_progress: OnProgress) -> EnvironmentState:
+    """Build a role's locked environment, or go on with an interrupted build; returns at once if it is there.
+
+    Several syncs of one role wait for each other. Raises UserError for a role that is not locked, and
+    EnvironmentFault (with what to do) for a full disk, an unreachable registry, a package that does not build
+    or import.
+    """
+    environment = _environment(site, role)
+    if environment.kind != "locked":
+        raise UserError(
+            f"the {role} environment of site {site.name} is yours (kind {environment.kind})",
+            where=f"{site.path}: environments.{role}",
+            hint='only kind "locked" is built here',
+        )
+    lock = read_lock(site, role)
+    folder = environment_folder(site, role, lock_hash(site, role))
+    with _alone(folder, on_progress):
+        found = _locked_status(site, role)
+        if found.present:
+            return found
+        started = time.monotonic()
+        _check_disk(folder, lock)
+        _make_venv(folder, environment.python or sys.executable, on_progress)
+        _install(folder, lock, on_progress)
+        on_progress(len(lock.requirements), len(lock.requirements), "first import")
+        check_imports(str(folder / "bin/python"), lock.imports)
+        packages = _installed(folder)
+        write_json(
+            folder / COMPLETE,
+            {
+                "role": role,
+                "lock": str(lock.path),
+                "lock_hash": folder.name.rpartition("-")[2],
+                "python": os.path.realpath(folder / "bin/python"),
+                "packages": packages,
+                "seconds": round(time.monotonic() - started, 1),
+                "size_mib": _size_mib(folder),
+            },
+        )
+    return _locked_status(site, role)
+
+
+def remove(site: Site, role: str) -> int:
+    """Remove a role's locked environment, whole or not; MiB set free. Raises UserError for other kinds."""
+    if _environment(site, role).kind != "locked":
+        raise UserError(f"the {role} environment of site {site.name} is yours; swiftlaunch does not remove it")
+    folder = environment_folder(site, role, lock_hash(site, role))
+    if not folder.exists():
+        return 0
+    with _alone(folder, lambda done, total, what: None):
+        size = _size_mib(folder)
+        (folder / COMPLETE).unlink(missing_ok=True)  # first: a half-removed environment must not look whole
+        shutil.rmtree(folder, ignore_errors=True)
+    return size
+
+
+def check_imports(python: str, modules: tuple[str, ...], *, prefix: tuple[str, ...] = ()) -> dict[str, str]:
+    """Import modules in an interpreter (behind `prefix`: a container's words); versions by top-level module.
+
+    Raises EnvironmentFault with the last line of what went wrong.
+    """
+    tops = tuple(dict.fromkeys(module.partition(".")[0] for module in modules))
+    shown = "; ".join(f"print('version', {top!r}, getattr({top}, '__version__', '?'))" for top in tops)
+    done = process.run([*prefix, python, "-c", f"import {', '.join(modules)}; {shown}"], timeout=SMOKE_SECONDS)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise EnvironmentFault(
+            f"{python} cannot import {', '.join(modules)}: {lines[-1]}",
+            hint="see what it prints: " + shlex.join([*prefix, python, "-c", f"import {', '.join(modules)}"]),
+        )
+    found = re.findall(r"^version (\S+) (.*)$", done.stdout, re.MULTILINE)
+    return dict(found)
+
+
+def _environment(site: Site, role: str) -> SiteEnvironment:
+    if role not in site.environments:
+        names = ", ".join(site.environments) or "none"
+        raise UserError(f"site {site.name} has no environment for {role!r}", where=site.path, hint=f"it has: {names}")
+    return site.environments[role]
+
+
+def _python_version(environment: SiteEnvironment) -> str:
+    """ "3.11": of the interpreter's name where it says so, which needs no process and holds on another machine."""
+    if not environment.python:
+        return f"{sys.version_info.major}.{sys.version_info.minor}"
+    if named := re.search(r"python(\d\.\d+)$", environment.python):
+        return named[1]
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    return process.run([environment.python, "-c", code], timeout=60).stdout.strip()
+
+
+def _locked_status(site: Site, role: str) -> EnvironmentState:
+    folder = environment_folder(site, role, lock_hash(site, role))
+    python = folder / "bin/python"
+    record = read_json(folder / COMPLETE)
+    broken = ""
+    if record is None:
+        broken = "its build did not end; sync goes on with it" if folder.exists() else ""
+    elif not os.access(python, os.X_OK):
+        broken = f"the interpreter it was built with is gone: {record['python']}"
+    return EnvironmentState(
+        role=role,
+        kind="locked",
+        python=str(python),
+        present=record is not None and not broken,
+        broken=broken,
+        size_mib=record["size_mib"] if record else 0,
+        packages=len(record["packages"]) if record else 0,
+    )
+
+
+@contextmanager
+def _alone(folder: Path, on_progress: OnProgress) -> Iterator[None]:
+    """Hold the lock of one environment; says so while another process has it."""
+    path = _lock_file(folder, "sync")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write to {path.parent}: {error.strerror}", hint="choose another environments_dir in the site file"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_progress(0, 0, f"wait for another sync of {folder.name}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _lock_file(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}.lock")
+
+
+def _held(folder: Path, python: str, *words: str) -> list[str]:
+    # -I: no PYTHONPATH, no user site-packages
+    return [python, "-I", "-c", _HELD, str(_lock_file(folder, "step")), *words]
+
+
+def _check_disk(folder: Path, lock: Lock) -> None:
+    free = shutil.disk_usage(folder.parent).free / 2**20
+    need = lock.disk_mib - (_size_mib(folder) if folder.exists() else 0)
+    if free < need:
+        raise EnvironmentFault(
+            f"{folder.parent} has {show_mib(free)} free, the environment needs {show_mib(need)} more",
+            hint="make room (`swiftlaunch env list` shows sizes), or choose another environments_dir in the site file",
+        )
+
+
+def _make_venv(folder: Path, python: str, on_progress: OnProgress) -> None:
+    on_progress(0, 0, "make the virtual environment")
+    own = str(folder / "bin/python")
+    whole = os.access(own, os.X_OK) and process.run(_held(folder, own, "pip", "--version"), timeout=120).returncode == 0
+    if whole:
+        return
+    done = process.run(_held(folder, python, "venv", "--clear", str(folder)), timeout=600)
+    if done.returncode:
+        raise EnvironmentFault(
+            f"{python} -m venv failed: {_last_line(done.stdout + done.stderr)}",
+            hint="install Debian's python3-venv, or name another interpreter in the site: environments.ROLE.python",
+        )
+
+
+def _install(folder: Path, lock: Lock, on_progress: OnProgress) -> None:
+    _forget_half_installed(folder)
+    total = len(lock.requirements)
+    collected: dict[str, None] = {}  # an ordered set: pip names a package once for each that needs it
+    lines: list[str] = []
+
+    def line(text: str) -> None:
+        lines.append(text)
+        if found := re.match(r"(?:Collecting|Requirement already satisfied:) ([A-Za-z0-9._-]+)", text):
+            collected[found[1]] = None
+            on_progress(min(len(collected) - 1, total), total, found[1])
+        elif text.startswith("Installing collected packages:"):
+            count = text.count(",") + 1
+            on_progress(total, total, f"unpack {count} package{'s' if count > 1 else ''}")
+        elif found := re.match(r"Building wheels? for collected packages: (.*)", text):
+            on_progress(min(len(collected), total), total, f"build {found[1]}")
+
+    words = ("pip", "install", "--progress-bar", "off", *lock.pip_options, "-r", str(lock.path))
+    done = process.run(_held(folder, str(folder / "bin/python"), *words), on_line=line)
+    log = folder / "sync.log"
+    write_text(log, "\n".join(lines) + "\n")
+    if done.returncode:
+        raise _pip_fault(lines, next(reversed(collected), ""), log)
+
+
+def _forget_half_installed(folder: Path) -> None:
+    """Remove the metadata of packages whose install was cut off, which pip would take for installed.
+
+    pip writes INSTALLER after a package's files and lists it in RECORD, its last act.
+    """
+    for info in folder.glob("lib/python*/site-packages/*.dist-info"):
+        record = info / "RECORD"
+        if not record.is_file() or "/INSTALLER," not in record.read_text(encoding="utf-8", errors="replace"):
+            shutil.rmtree(info)
+
+
+_UNREACHABLE = re.compile(
+    r"connection broken by|NewConnectionError|Max retries exceeded|Name or service not known|NameResolutionError"
+    r"|Temporary failure in name resolution|ReadTimeoutError|ConnectTimeoutError|Connection refused|ProxyError"
+    r"|Network is unreachable|SSLError|CERTIFICATE_VERIFY_FAILED|Connection reset|IncompleteRead"
+)
+
+
+def _pip_fault(lines: list[str], package: str, log: Path) -> EnvironmentFault:
+    """What pip's output means for the user."""
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    text = "\n".join(lines)
+    if missing := re.search(r"No matching distribution found for (\S+)", text):
+        package = missing[1]
+    detail = errors[-1].removeprefix("ERROR:").strip() if errors else _last_line(text)
+    own = "or point the site to an existing venv, module or image"
+    if "No space left on device" in text:
+        message, hint = f"the disk is full at {package}", f"make room and run it again: it resumes; {own}"
+    elif "DO NOT MATCH THE HASHES" in text:
+        message, hint = (
+            f"{package} is not the file that the lock pins (hash)",
+            f"is your package mirror trustworthy? {log}",
+        )
+    elif _UNREACHABLE.search(text):
+        message = f"the package registry could not be reached at {package or 'the first package'}"
+        hint = f"run it again where the registry can be reached (PIP_INDEX_URL, PIP_PROXY): it resumes; {own}"
+    elif missing:
+        message, hint = f"the registry has no {package} for this Python and machine", f"see {log}; {own}"
+    else:
+        message, hint = f"pip failed at {package or 'the start'}: {detail}", f"see {log}; {own}"
+    return EnvironmentFault(message, hint=hint)
+
+
+def _installed(folder: Path) -> dict[str, str]:
+    """Package versions by name."""
+    found = {}
+    for info in sorted(folder.glob("lib/python*/site-packages/*.dist-info")):
+        name, _, version = info.name.removesuffix(".dist-info").rpartition("-")
+        found[name.lower().replace("_", "-")] = version
+    return found
+
+
+def _size_mib(folder: Path) -> int:
+    blocks = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                blocks += os.lstat(os.path.join(place, name)).st_blocks
+            except FileNotFoundError:
+                continue
+    return round(blocks * 512 / 2**20)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
