@@ -1,0 +1,67 @@
+"""The model that a stage works on: which folder it is, and loading it for inference."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import WorkerError
+from launcher.record import read_json
+from launcher.work.context import Context
+
+
+def model_folder(context: Context) -> Path:
+    """The Hugging Face folder of `options.model`: a path, or the artifact of an earlier stage.
+
+    Raises WorkerError if it is not a model folder.
+    """
+    model = context.options["model"]
+    stage = model.get("artifact_of")
+    folder = context.files.artifact(stage) if stage else Path(model["path"])
+    if not (folder / "config.json").is_file():
+        raise WorkerError(
+            "not a Hugging Face model folder (no config.json)",
+            where=str(folder),
+            hint=f"see the logs of stage {stage}"
+            if stage
+            else "give a folder with config.json and safetensors weights",
+        )
+    return folder
+
+
+def quant_method(folder: Path) -> str:
+    """How a model folder says that it is quantized: "gptq", "compressed-tensors", ...; "" if it is not."""
+    config = read_json(folder / "config.json")
+    return str((config.get("quantization_config") or {}).get("quant_method", ""))
+
+
+def cores() -> int:
+    """CPU cores that the scheduler gave this task."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(given) if given.isdigit() and int(given) else len(os.sched_getaffinity(0))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, padding on the left as generation needs. Raises WorkerError without a chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    if not tokenizer.chat_template:
+        raise WorkerError("the model has no chat template", where=str(folder), hint="use an instruct model")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_for_inference(folder: Path) -> Any:
+    """The model in evaluation mode: on the GPUs where there are some, else on as many threads as the task has cores."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if torch.cuda.is_available():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="auto").eval()
+    torch.set_num_threads(cores())
+    # CPUs without AMX or AVX512 emulate bf16: fp32 is several times faster. GPTQ kernels take half precision only.
+    dtype = torch.bfloat16 if quant_method(folder) == "gptq" else torch.float32
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
