@@ -1,0 +1,293 @@
+"""From a merged table to a Recipe: the types of the sections, and the rules that span several keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from launcher.recipe.faults import Problem, field_type, key_exists, meant, problem_of, section_of
+from launcher.recipe.fields import shown
+from launcher.recipe.sections import Data, Env, Model, Quantize, Recipe, ResourceTables, Sweep, SweepRange
+from launcher.recipe.source import Loc, Table, dotted
+from launcher.recipe.training import ADAPTERS, Train
+
+SWEEP_VALUES_CHECKED = 500  # a larger grid is checked up to here
+
+# sbatch options with a recipe key of their own, or that the job scripts depend on
+_OWN_KEYS = {
+    "nodes": "nodes",
+    "ntasks-per-node": "tasks_per_node",
+    "cpus-per-task": "cpus_per_task",
+    "gpus-per-node": "gpus_per_node",
+    "mem": "memory",
+    "time": "time_limit",
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+}
+_FIXED = frozenset(
+    [
+        "array",
+        "chdir",
+        "comment",
+        "dependency",
+        "error",
+        "export",
+        "export-file",
+        "input",
+        "job-name",
+        "kill-on-invalid-dep",
+        "no-requeue",
+        "ntasks",
+        "open-mode",
+        "output",
+        "parsable",
+        "requeue",
+        "signal",
+        "test-only",
+        "wait",
+        "wrap",
+    ]
+)
+_OPTION = re.compile(r"--([a-z][a-z0-9-]*)(=.*)?")
+_SECRET_WORD = re.compile(r"(.*(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)|(API|ACCESS|PRIVATE)?KEY)", re.IGNORECASE)
+_RESERVED = re.compile(r"(SLURM|SBATCH|SRUN|SWIFTLAUNCH)_.*|PYTHONPATH")
+
+
+def validate(data: Table) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe, or everything that is wrong with it."""
+    problems: list[Problem] = []
+    sections: dict[str, Any] = {}
+    try:
+        recipe = Recipe.model_validate(data)
+        sections = {name: getattr(recipe, name) for name in Recipe.model_fields}
+    except ValidationError as error:
+        recipe = None
+        problems = [problem_of(detail) for detail in error.errors(include_url=False)]
+        for name in Recipe.model_fields.keys() & data.keys():
+            try:  # one broken table does not hide what is wrong with the others
+                sections[name] = _type_of(name).validate_python(data[name])
+            except ValidationError:
+                continue
+    problems += _rules(sections, present=set(data))
+    if recipe is not None and not problems and recipe.sweep is not None:
+        problems += _sweep_values(data, recipe.sweep)
+    return (None if problems else recipe), problems
+
+
+@cache
+def _type_of(name: str) -> TypeAdapter[Any]:
+    annotation: Any = Recipe.model_fields[name].annotation
+    return TypeAdapter(annotation)
+
+
+def _rules(sections: dict[str, Any], *, present: set[str]) -> Iterator[Problem]:
+    model, data, train = sections.get("model"), sections.get("data"), sections.get("train")
+    if isinstance(model, Model) and (model.name is None) == (model.path is None):
+        what = "name and path exclude each other" if model.name else "needs name or path"
+        yield Problem(("model",), what, "a known model has a name, a folder on disk a path")
+    for name in ("train", "evaluate"):
+        if name in present and "data" not in present:
+            yield Problem((name,), "needs a [data] table", 'add [data] with source = "files" or "reasoning-gym"')
+    if isinstance(data, Data):
+        yield from _data_rules(data, trains="train" in present, scores="evaluate" in present)
+    if isinstance(train, Train):
+        yield from _train_rules(train)
+    if isinstance(quantize := sections.get("quantize"), Quantize):
+        yield from _quantize_rules(quantize, has_data="data" in present)
+    if isinstance(resources := sections.get("resources"), ResourceTables):
+        yield from _resource_rules(resources)
+    if isinstance(env := sections.get("env"), Env):
+        yield from _env_rules(env)
+    if isinstance(sweep := sections.get("sweep"), Sweep):
+        yield from _sweep_rules(sweep)
+
+
+_FILES_KEYS = ("train", "evaluation", "format", "columns")
+_GENERATED_KEYS = ("task", "task_options", "train_size", "train_seed", "evaluation_size", "evaluation_seed")
+
+
+def _data_rules(data: Data, *, trains: bool, scores: bool) -> Iterator[Problem]:
+    foreign = _GENERATED_KEYS if data.source == "files" else _FILES_KEYS
+    for key in foreign:
+        if key in data.model_fields_set:
+            yield Problem(
+                ("data", key), f'is not for source = "{data.source}"', "remove it, or choose the other source"
+            )
+    if data.source == "files":
+        if trains and not data.train:
+            yield Problem(("data", "train"), "is required: files to train on", 'write train = ["data/train-*.jsonl"]')
+        if scores and not data.evaluation:
+            yield Problem(("data", "evaluation"), "is required: files to evaluate on", "or remove [evaluate]")
+        for key in sorted(set(data.train) & set(data.evaluation)):
+            yield Problem(
+                ("data", "evaluation"), f"{shown(key)} is also trained on", "score rows that were not trained on"
+            )
+        if data.columns is not None and data.format != "auto":
+            wanted = set(data.format.split("_"))
+            for key in sorted(data.columns.model_fields_set - wanted):
+                yield Problem(("data", "columns", key), f'has no meaning with format = "{data.format}"')
+        return
+    if data.task is None:
+        yield Problem(("data", "task"), "is required: a reasoning-gym task", 'for example task = "chain_sum"')
+    elif data.task not in (known := reasoning_gym_tasks()):
+        close = get_close_matches(data.task, known, n=3)
+        hint = (
+            f"did you mean {' or '.join(close)}?" if close else f"{len(known)} are known: {', '.join(known[:6])}, ..."
+        )
+        yield Problem(("data", "task"), f"{shown(data.task)} is not a task of reasoning-gym", hint)
+    if data.train_seed == data.evaluation_seed:
+        yield Problem(
+            ("data", "evaluation_seed"),
+            f"is the same as train_seed, {data.train_seed}",
+            "problems trained on would be scored",
+        )
+    for key in ("seed", "size"):
+        if key in data.task_options:
+            yield Problem(
+                ("data", "task_options", key), "has keys of its own", f"use data.train_{key} and data.evaluation_{key}"
+            )
+
+
+@cache
+def reasoning_gym_tasks() -> tuple[str, ...]:
+    """Names of reasoning-gym's tasks (release 0.1.25)."""
+    return tuple(Path(__file__).with_name("reasoning_gym_tasks.txt").read_text(encoding="utf-8").split())
+
+
+def _train_rules(train: Train) -> Iterator[Problem]:
+    if (train.steps is None) == (train.epochs is None):
+        what = "steps and epochs exclude each other" if train.steps else "needs steps or epochs"
+        yield Problem(("train",), what, "write one of steps = 1000 and epochs = 1")
+    if train.global_batch_size % train.micro_batch_size:
+        yield Problem(
+            ("train", "global_batch_size"),
+            f"{train.global_batch_size} is not divisible by micro_batch_size = {train.micro_batch_size}",
+        )
+    if train.minimum_learning_rate > train.learning_rate:
+        yield Problem(
+            ("train", "minimum_learning_rate"),
+            f"{train.minimum_learning_rate:g} is above learning_rate = {train.learning_rate:g}",
+        )
+    if train.schedule == "wsd" and train.decay_steps is None:
+        yield Problem(
+            ("train", "decay_steps"), 'is required with schedule = "wsd"', "about a tenth of the steps is usual"
+        )
+    if train.schedule != "wsd" and train.decay_steps is not None:
+        yield Problem(("train", "decay_steps"), f'is for schedule = "wsd", not "{train.schedule}"')
+    if train.steps is not None and train.warmup_steps + (train.decay_steps or 0) > train.steps:
+        key = "decay_steps" if train.decay_steps else "warmup_steps"
+        yield Problem(("train", key), f"warm-up and decay are longer than steps = {train.steps}")
+    if train.tuner not in ADAPTERS and "lora" in train.model_fields_set:
+        yield Problem(
+            ("train", "lora"), f'has no meaning with tuner = "{train.tuner}"', 'write tuner = "lora", or remove it'
+        )
+
+
+def _quantize_rules(quantize: Quantize, *, has_data: bool) -> Iterator[Problem]:
+    if quantize.method != "gptq":
+        if quantize.bits != 8:
+            yield Problem(("quantize", "bits"), f"{quantize.method} has 8 bits, not {quantize.bits}", "remove bits")
+        if quantize.group_size is not None:
+            yield Problem(("quantize", "group_size"), f"is for gptq, not {quantize.method}", "remove group_size")
+    elif not quantize.calibration_samples:
+        yield Problem(("quantize", "calibration_samples"), "gptq needs at least 1 to calibrate with")
+    if quantize.calibration_samples and not has_data:
+        yield Problem(
+            ("quantize",),
+            f"{quantize.method} calibrates with rows of [data], which is absent",
+            "add a [data] table" + (", or calibration_samples = 0" if quantize.method != "gptq" else ""),
+        )
+
+
+def _resource_rules(resources: ResourceTables) -> Iterator[Problem]:
+    for stage in type(resources).model_fields:
+        for number, word in enumerate(getattr(resources, stage).extra or ()):
+            loc = ("resources", stage, "extra", number)
+            match = _OPTION.fullmatch(word)
+            if not match:
+                yield Problem(
+                    loc, f"{shown(word)} is not one long sbatch option", 'write "--exclusive" or "--name=value"'
+                )
+            elif match[1] in _OWN_KEYS:
+                yield Problem(loc, f"--{match[1]} has a key of its own", f"use resources.{stage}.{_OWN_KEYS[match[1]]}")
+            elif match[1] in _FIXED:
+                yield Problem(loc, f"--{match[1]} is set by swiftlaunch; jobs would not end or resume as they should")
+
+
+def _env_rules(env: Env) -> Iterator[Problem]:
+    for name in env.variables:
+        if any(_SECRET_WORD.fullmatch(word) for word in name.split("_")):
+            yield Problem(
+                ("env", "variables", name),
+                "looks like a secret, and variables are kept in the plan",
+                f'export it in your shell and write secrets = ["{name}"] under [env]',
+            )
+        elif name in env.secrets:
+            yield Problem(("env", "variables", name), "is also among env.secrets", "keep one of the two")
+        elif _RESERVED.fullmatch(name):
+            yield Problem(("env", "variables", name), "is set by the scheduler or by swiftlaunch")
+    for number, name in enumerate(env.secrets):
+        if _RESERVED.fullmatch(name):
+            yield Problem(("env", "secrets", number), f"{name} is set by the scheduler or by swiftlaunch")
+        elif name in env.secrets[:number]:
+            yield Problem(("env", "secrets", number), f"{name} is named twice")
+
+
+def _sweep_rules(sweep: Sweep) -> Iterator[Problem]:
+    at: Loc = ("sweep", "parameters")
+    if not sweep.parameters:
+        yield Problem(at, "is empty", 'write "train.learning_rate" = [1e-4, 3e-4]')
+    for key, values in sweep.parameters.items():
+        loc = tuple(key.split("."))
+        if loc[0] in ("sweep", "name", "description", "extends"):
+            yield Problem((*at, key), "cannot be swept")
+        elif not key_exists(loc):
+            yield Problem((*at, key), "is not a key of the recipe", meant(loc))
+        elif section_of(field_type(loc)) is not None:
+            yield Problem((*at, key), "is a table, not a value", "name one key in it")
+        if isinstance(values, SweepRange):
+            if sweep.method != "random":
+                yield Problem((*at, key), f'an interval needs method = "random", not "{sweep.method}"', "write a list")
+            if values.min >= values.max:
+                yield Problem((*at, key, "max"), f"{values.max:g} is not above min = {values.min:g}")
+            elif values.scale == "log" and values.min <= 0:
+                yield Problem((*at, key, "min"), "must be more than 0 on a log scale")
+    lengths = {len(values) for values in sweep.parameters.values() if not isinstance(values, SweepRange)}
+    if sweep.method == "list" and len(lengths) > 1:
+        yield Problem(
+            at, f"lists of different lengths: {', '.join(map(str, sorted(lengths)))}", "list takes the n-th of each"
+        )
+    if sweep.method == "random" and sweep.samples is None:
+        yield Problem(("sweep", "samples"), 'is required with method = "random"')
+    if sweep.method != "random" and sweep.samples is not None:
+        yield Problem(("sweep", "samples"), f'is for method = "random", not "{sweep.method}"')
+
+
+def _sweep_values(data: Table, sweep: Sweep) -> Iterator[Problem]:
+    """Every listed value must make a valid recipe when it alone is changed."""
+    checked = 0
+    for key, values in sweep.parameters.items():
+        bounds = {"min": values.min, "max": values.max} if isinstance(values, SweepRange) else dict(enumerate(values))
+        for name, value in bounds.items():
+            checked += 1
+            if checked > SWEEP_VALUES_CHECKED:
+                return
+            loc = tuple(key.split("."))
+            trial = {name: deepcopy(table) for name, table in data.items() if name != "sweep"}
+            table: Any = trial
+            for part in loc[:-1]:
+                table = table.setdefault(part, {})
+            table[loc[-1]] = int(value) if isinstance(values, SweepRange) and float(value).is_integer() else value
+            _, problems = validate(trial)
+            for problem in problems[:1]:
+                about = "" if problem.loc == loc else f" ({dotted(problem.loc)})"
+                yield Problem(("sweep", "parameters", key, name), problem.message + about, problem.hint)

@@ -1,0 +1,112 @@
+"""[train]: engine, method, tuner, batch, schedule, optimizer, layout, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from launcher.recipe.fields import Count, CountOrZero, ModuleName, Section, Seed
+
+Engine = Literal["megatron", "deepspeed", "fsdp"]
+Method = Literal["cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo", "rm", "grpo"]
+Tuner = Literal["full", "lora", "rslora", "dora", "pissa", "qlora"]
+ADAPTERS = ("lora", "rslora", "dora", "pissa", "qlora")  # the tuners that read [train.lora]
+
+
+class Lora(Section):
+    """Low-rank adapters, for the tuners lora, rslora, dora, pissa and qlora."""
+
+    rank: Annotated[int, Field(ge=1, le=65536)] = 16
+    """Rank of the adapter matrices."""
+    alpha: Annotated[int, Field(ge=1, le=65536)] = 32
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs dropped while training."""
+    target_modules: Annotated[tuple[ModuleName, ...], Field(strict=False, min_length=1)] = ("all-linear",)
+    """Layers that get an adapter; "all-linear" is every linear layer of attention and MLP."""
+
+
+class TrainLayout(Section):
+    """Sizes of the parallel groups; data parallel follows from the number of ranks."""
+
+    tensor: Count = 1
+    """Ranks that share each matrix (TP)."""
+    pipeline: Count = 1
+    """Ranks that share the layers (PP)."""
+    virtual_pipeline: Count = 1
+    """Pieces of the model per pipeline rank (interleaved schedule)."""
+    context: Count = 1
+    """Ranks that share each sequence (CP)."""
+    expert: Count = 1
+    """Ranks that share the experts of a mixture-of-experts model (EP)."""
+    expert_tensor: Count = 1
+    """Ranks that share each expert's matrices (ETP)."""
+    sequence_parallel: bool = False
+    """Split activations along the sequence among the tensor parallel ranks."""
+
+
+class Checkpoint(Section):
+    """What is saved while training; a run that is stopped goes on from the newest checkpoint."""
+
+    every_steps: Count = 100
+    """Save after this many optimizer steps; a stop and the end save too."""
+    keep_last: Count = 2
+    """Checkpoints to keep; older ones are deleted after a newer one is complete."""
+    save_optimizer: bool = True
+    """Save optimizer state too; without it a resumed run starts its optimizer afresh."""
+
+
+class Train(Section):
+    """Training. Give steps or epochs, not both."""
+
+    engine: Engine = "megatron"
+    """Training engine."""
+    method: Method = "sft"
+    """Training method: cpt trains on whole texts, sft on the answers only."""
+    tuner: Tuner = "full"
+    """Which weights are trained: all of them (full) or adapters."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Number format of weights and activations in forward and backward."""
+    steps: Count | None = None
+    """Optimizer steps."""
+    epochs: Count | None = None
+    """Passes over the training data, instead of steps."""
+    global_batch_size: Count
+    """Sequences per optimizer step, over all ranks."""
+    micro_batch_size: Count = 1
+    """Sequences per forward pass of one rank."""
+    sequence_length: Annotated[int, Field(ge=8, le=2**24)]
+    """Tokens per sequence; longer rows are cut."""
+    learning_rate: Annotated[float, Field(gt=0, le=10)]
+    """Highest learning rate, reached after the warm-up."""
+    minimum_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate at the end of the schedule."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the learning rate falls; wsd stays constant and falls in the last decay_steps."""
+    warmup_steps: CountOrZero = 0
+    """Steps in which the learning rate rises from zero."""
+    decay_steps: Count | None = None
+    """Steps at the end in which wsd falls (wsd only)."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Optimizer."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Decoupled weight decay."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Adam's first moment decay; momentum of sgd."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Adam's second moment decay."""
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """Adam's epsilon."""
+    gradient_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    seed: Seed = 1234
+    """Seed of initial adapter weights, data order and dropout."""
+    activation_recompute: Literal["none", "full", "selective"] = "none"
+    """Activations computed again in backward to save memory."""
+    lora: Lora = Field(default_factory=Lora)
+    """Adapter settings, for adapter tuners."""
+    layout: TrainLayout = Field(default_factory=TrainLayout)
+    """Parallel layout."""
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    """Checkpoints."""
