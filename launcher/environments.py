@@ -11,9 +11,7 @@ A virtual environment cannot be moved, so it is built in its final folder, `<env
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -24,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import assets
+from launcher import assets, sites
 from launcher.errors import EnvironmentFault, UserError
 from launcher.record import read_json, write_json, write_text
 from launcher.scheduler import process
@@ -81,10 +79,15 @@ class EnvironmentState:
 
 def lock_path(site: Site, role: str) -> Path:
     """The lock file of a role: the site's own, or the shipped one."""
-    environment = site.environments.get(role)
-    if environment is not None and environment.lock:
-        return Path(environment.lock)
-    return assets.folder("site") / "environments" / f"{role}.txt"
+    return sites.lock_path(site, role, assets.folder("site"))
+
+
+def lock_hash(site: Site, role: str) -> str:
+    """What names the build of a locked environment. Raises UserError if the role has no lock file."""
+    try:
+        return sites.lock_hash(site, role, assets.folder("site"))
+    except FileNotFoundError:
+        raise _no_lock(site, role) from None
 
 
 def read_lock(site: Site, role: str) -> Lock:
@@ -93,11 +96,7 @@ def read_lock(site: Site, role: str) -> Lock:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(
-            f"there is no lock file for {role}",
-            where=str(path),
-            hint=f"give site {site.name} its own: environments.{role}.lock, or use kind venv, modules or a container",
-        ) from None
+        raise _no_lock(site, role) from None
     requirements = tuple(re.findall(r"^[A-Za-z0-9][^\s\\]*", text, re.MULTILINE))
     options = " ".join(re.findall(r"^# pip:(.*)$", text, re.MULTILINE))
     imports = " ".join(re.findall(r"^# import:(.*)$", text, re.MULTILINE))
@@ -113,22 +112,6 @@ def read_lock(site: Site, role: str) -> Lock:
         )
     except ValueError as error:
         raise UserError(f"head comment: {error}", where=str(path)) from None
-
-
-def lock_hash(site: Site, role: str) -> str:
-    """12 hex digits of the lock file's text, the Python version it is built with and the machine's architecture."""
-    text = read_lock(site, role).text
-    version = _python_version(site.environments[role])
-    return hashlib.sha256(f"{text}\n{version}\n{platform.machine()}".encode()).hexdigest()[:12]
-
-
-def lock_hashes(site: Site) -> dict[str, str]:
-    """Hashes of the site's locked environments by role, for the planner; roles without a lock file are left out."""
-    hashes = {}
-    for role, environment in site.environments.items():
-        if environment.kind == "locked" and lock_path(site, role).is_file():
-            hashes[role] = lock_hash(site, role)
-    return hashes
 
 
 def status(site: Site, role: str) -> EnvironmentState:
@@ -226,14 +209,12 @@ def _environment(site: Site, role: str) -> SiteEnvironment:
     return site.environments[role]
 
 
-def _python_version(environment: SiteEnvironment) -> str:
-    """ "3.11": of the interpreter's name where it says so, which needs no process and holds on another machine."""
-    if not environment.python:
-        return f"{sys.version_info.major}.{sys.version_info.minor}"
-    if named := re.search(r"python(\d\.\d+)$", environment.python):
-        return named[1]
-    code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    return process.run([environment.python, "-c", code], timeout=60).stdout.strip()
+def _no_lock(site: Site, role: str) -> UserError:
+    return UserError(
+        f"there is no lock file for {role}",
+        where=str(lock_path(site, role)),
+        hint=f"give site {site.name} its own: environments.{role}.lock, or use kind venv, modules or a container",
+    )
 
 
 def _locked_status(site: Site, role: str) -> EnvironmentState:

@@ -28,7 +28,7 @@ from launcher.render import render
 from launcher.rundir import RunDir
 from launcher.scheduler import Scheduler, default_state_dir, open_scheduler
 from launcher.scheduler.process import run as run_process
-from launcher.sites import Site, choose_site
+from launcher.sites import Site, choose_site, lock_hashes
 
 # What a job imports: words and records, and work/. Everything else stays on the login node.
 _SNAPSHOT = (
@@ -76,7 +76,9 @@ def prepare(
     Raises InputError with every fault found; touches nothing.
     """
     loaded = load_recipe(recipe_path, overrides)
-    choice = choose_site(site_name, environ, socket.gethostname(), home)
+    choice = choose_site(
+        site_name, environ=environ, hostname=socket.gethostname(), home=home, shipped=assets.folder("site")
+    )
     site = choice.site
     recipe = loaded.recipe
     hf_home = Path(environ.get("HF_HOME") or home / ".cache" / "huggingface")
@@ -96,7 +98,7 @@ def prepare(
             recipe_path=str(loaded.path),
             version=__version__,
         ),
-        lock_hashes=assets.lock_hashes(),
+        lock_hashes=lock_hashes(site, assets.folder("site")),
     )
     return Prepared(plan, render(plan, assets.folder("templates")), loaded.text, site, choice.why)
 

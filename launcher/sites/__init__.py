@@ -1,6 +1,7 @@
 """Sites: a computing centre, or this machine, as data. TOML in, one frozen Site out."""
 
 from launcher.sites.choose import Choice, SiteFile, choose_site, site_files
+from launcher.sites.locks import lock_hash, lock_hashes, lock_path
 from launcher.sites.read import load_site
 from launcher.sites.site import (
     ROLES,
@@ -33,6 +34,9 @@ __all__ = [
     "choose_site",
     "environment_folder",
     "load_site",
+    "lock_hash",
+    "lock_hashes",
+    "lock_path",
     "resolve_environment",
     "site_files",
 ]

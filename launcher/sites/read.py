@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -161,6 +162,9 @@ def _environment(role: str, table: Table) -> SiteEnvironment:
     table.close()
     if kind == "venv" and environment.python and not environment.python.startswith("/"):
         table.fault("python", f"{environment.python!r} is not absolute", "write /the/venv/bin/python")
+    if kind == "locked" and environment.python and not re.search(r"python\d\.\d+$", environment.python):
+        hint = "name it with its version, /usr/bin/python3.11: a plan must know it without running it"
+        table.fault("python", f"{environment.python!r} does not say its version", hint)
     if kind and kind != "locked" and environment.lock:
         table.fault("lock", f"means nothing to kind {kind!r}", "remove it, or use kind locked")
     for key in ("image", "mounts"):
