@@ -27,6 +27,9 @@ class Resources:
     qos: str = ""
     constraint: str = ""
     extra: tuple[str, ...] = ()  # further sbatch options, a word each: "--exclusive"
+    gres: str = ""  # "gpu:h100:8": GPUs are asked for by --gres, not by --gpus-per-node
+    requeue: bool = True  # False: the site refuses --requeue, a stage has one attempt
+    whole_nodes: bool = False  # True: the site refuses --mem
 
     @property
     def world_size(self) -> int:

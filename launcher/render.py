@@ -26,7 +26,7 @@ def render(plan: Plan, templates: Path) -> dict[str, str]:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701  this is shell, not HTML: every value passes `quote` or `comment`
     )
-    environment.filters["quote"] = shlex.quote
+    environment.filters["quote"] = _quote
     environment.filters["words"] = shlex.join
     environment.filters["comment"] = _one_line
     template = environment.get_template(TEMPLATE)
@@ -46,6 +46,7 @@ def _values(plan: Plan, stage: Stage) -> dict[str, object]:
         "srun_options": srun_options(stage),
         "command": command(stage),
         "max_attempts": stage.max_attempts,
+        "requeue": stage.resources.requeue,
     }
 
 
@@ -61,13 +62,16 @@ def directives(plan: Plan, stage: Stage) -> list[tuple[str, str | None]]:
         ("nodes", str(need.nodes)),
         ("ntasks-per-node", str(need.tasks_per_node)),
         ("cpus-per-task", str(need.cpus_per_task)),
-        ("mem", f"{need.memory_mib}M"),
         ("time", slurm_time(need.time_limit_minutes)),
         ("signal", f"B:USR2@{SIGNAL_SECONDS}"),
-        ("requeue", None),
+        ("requeue" if need.requeue else "no-requeue", None),
         ("kill-on-invalid-dep", "yes"),
     ]
-    if need.gpus_per_node:
+    if not need.whole_nodes:
+        options.append(("mem", f"{need.memory_mib}M"))
+    if need.gres:  # only one of the two: they exclude each other from 26.05 on
+        options.append(("gres", need.gres))
+    elif need.gpus_per_node:
         options.append(("gpus-per-node", str(need.gpus_per_node)))
     for name in ("partition", "account", "qos", "constraint"):
         if value := getattr(need, name):
@@ -119,6 +123,11 @@ def command(stage: Stage) -> list[str]:
 
 def _directive(name: str, value: str | None) -> str:
     return f"--{name}" if value is None else f"--{name}={shlex.quote(value)}"
+
+
+def _quote(text: str) -> str:
+    """The text as one shell word, in quotes always: `stage=export` reads like a forgotten $( )."""
+    return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
 def _one_line(text: str) -> str:

@@ -1,0 +1,204 @@
+"""How much memory a stage needs, from the sizes of the model: weights, gradients, optimizer, activations.
+
+Counts are of elements ("values") or bytes as names say; results are MiB of one rank. What a formula rests on
+stands in its docstring. Kernels' workspaces and fragmentation are not modelled: a result is good to some tens of
+percent, and only the part called `states` (weights, gradients, optimizer) is exact.
+
+KORTHIKANTI: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models",
+arXiv:2205.05198.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.models import ModelFacts
+from launcher.topology import Layout
+
+MIB = 1024 * 1024
+
+FRAMEWORK_CPU_MIB = 1024  # measured: resident memory after importing torch and megatron-core, gloo buffers included
+FRAMEWORK_GPU_MIB = 2560  # assumed: CUDA context, NCCL buffers, cuBLAS workspace
+INFERENCE_CPU_MIB = 700  # measured: torch and transformers imported
+
+VALUE_BYTES = {"fp32": 4, "bf16": 2}
+OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}  # fp32 values per parameter
+
+
+@dataclass(frozen=True)
+class TrainMemory:
+    """MiB of the fullest rank, by what holds it."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    framework: float
+
+    @property
+    def states(self) -> float:
+        """What is there at every moment, whatever the batch: weights, gradients, optimizer."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> float:
+        return self.states + self.activations + self.framework
+
+
+@dataclass(frozen=True)
+class TrainShape:
+    """What of a training run memory depends on. Lengths in tokens, batches in sequences of one rank."""
+
+    layout: Layout
+    world_size: int
+    precision: str  # fp32 or bf16
+    optimizer: str  # of OPTIMIZER_STATES
+    micro_batch_size: int
+    micro_batches: int  # per step and data parallel copy
+    sequence_length: int
+    recompute: str  # none, full or selective
+    lora_rank: int = 0  # 0 trains all weights
+    fused_attention: bool = False  # scores are never stored (flash attention; on GPUs)
+    distributed_optimizer: bool = False  # optimizer state divided among data parallel ranks
+
+
+def train_memory(facts: ModelFacts, shape: TrainShape, *, gpu: bool) -> TrainMemory:
+    """Memory of the fullest rank."""
+    held = rank_parameters(facts, shape.layout)
+    trained = lora_parameters(facts, shape.lora_rank, shape.layout) if shape.lora_rank else held
+    width = VALUE_BYTES[shape.precision]
+    gradient, optimizer = training_bytes(
+        shape.precision,
+        shape.optimizer,
+        shards=shape.layout.data_parallel(shape.world_size) if shape.distributed_optimizer else 1,
+    )
+    adapter = trained if shape.lora_rank else 0
+    return TrainMemory(
+        weights=(held + adapter) * width / MIB,
+        gradients=trained * gradient / MIB,
+        optimizer=trained * optimizer / MIB,
+        activations=activation_bytes(facts, shape) / MIB,
+        framework=FRAMEWORK_GPU_MIB if gpu else FRAMEWORK_CPU_MIB,
+    )
+
+
+def training_bytes(precision: str, optimizer: str, *, shards: int = 1) -> tuple[float, float]:
+    """(gradient, optimizer) bytes per trained parameter, the weight itself left out.
+
+    Gradients are accumulated in fp32. bf16 keeps an fp32 copy of the weight beside the optimizer's states, so
+    AdamW needs 2 + 4 + 12 bytes, in fp32 4 + 4 + 8. The distributed optimizer divides its part by `shards`.
+    Source: Megatron-LM, docs on the distributed optimizer, table of theoretical bytes per parameter.
+    """
+    copies = OPTIMIZER_STATES[optimizer] + (1 if precision == "bf16" else 0)
+    return 4.0, 4.0 * copies / shards
+
+
+def rank_parameters(facts: ModelFacts, layout: Layout) -> int:
+    """Parameters of the rank that holds most: its layers, and the embedding (twice without pipeline, untied)."""
+    layers = -(-facts.layers // layout.pipeline)
+    tables = 2 if layout.pipeline == 1 and not facts.tied_embeddings else 1
+    embedding = tables * facts.vocabulary * facts.hidden // layout.tensor
+    return layers * layer_parameters(facts, layout) + embedding
+
+
+def layer_parameters(facts: ModelFacts, layout: Layout) -> int:
+    """Parameters of one layer on one rank: attention, gated MLP or experts with their router, two norms."""
+    query, key_value = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    attention = facts.hidden * (2 * query + 2 * key_value) // layout.tensor
+    if facts.experts:
+        each = 3 * facts.hidden * facts.expert_intermediate // layout.expert_tensor
+        mlp = facts.experts // layout.expert * each + facts.hidden * facts.experts
+    else:
+        mlp = 3 * facts.hidden * facts.intermediate // layout.tensor
+    return attention + mlp + 2 * facts.hidden
+
+
+def lora_parameters(facts: ModelFacts, rank: int, layout: Layout) -> int:
+    """Adapter parameters of one rank, with an adapter on each linear layer: rank * (inputs + outputs).
+
+    Megatron's linear layers are fused (Q with K and V, gate with up), each with one adapter. Of a divided layer one
+    of the two matrices is divided; that is left out here, so with TP this is an upper bound.
+    """
+    query, key_value = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    attention = (facts.hidden + query + 2 * key_value) + (query + facts.hidden)
+    width = facts.expert_intermediate if facts.experts else facts.intermediate
+    copies = facts.experts // layout.expert if facts.experts else 1
+    mlp = copies * ((facts.hidden + 2 * width) + (width + facts.hidden))
+    return -(-facts.layers // layout.pipeline) * rank * (attention + mlp)
+
+
+def activation_bytes(facts: ModelFacts, shape: TrainShape) -> float:
+    """Bytes of activations that the fullest rank keeps for backward.
+
+    Layers: `layer_activation_values` for each micro-batch in flight. 1F1B keeps as many as there are pipeline
+    stages on the first stage, so the whole model's layers once, and 1 + (p - 1) / (p * v) times that with the
+    interleaved schedule (KORTHIKANTI, section 4.2.3). Full recompute keeps a layer's input (their 2sbh bytes) and,
+    while it runs again, one layer whole. Logits, on the last stage: the values themselves, an fp32 copy, and its
+    gradient.
+    """
+    layout = shape.layout
+    width = VALUE_BYTES[shape.precision]
+    tokens = shape.micro_batch_size * shape.sequence_length / layout.context
+    stage_layers = facts.layers / layout.pipeline
+    in_flight = float(min(layout.pipeline, shape.micro_batches))
+    if layout.virtual_pipeline > 1:
+        in_flight *= 1 + (layout.pipeline - 1) / (layout.pipeline * layout.virtual_pipeline)
+    whole_layer = layer_activation_values(facts, shape)
+    split = layout.tensor if layout.sequence_parallel else 1
+    kept = facts.hidden / split if shape.recompute == "full" else whole_layer
+    once = whole_layer if shape.recompute == "full" else 0.0
+    first = tokens * width * (in_flight * stage_layers * kept + once)
+    logits = tokens * facts.vocabulary / layout.tensor * (width + 8)
+    last = tokens * width * (stage_layers * kept + once) + logits
+    return max(first, last)
+
+
+def layer_activation_values(facts: ModelFacts, shape: TrainShape) -> float:
+    """Values per token that one layer keeps for backward, without dropout.
+
+    Counted as in KORTHIKANTI, section 4.1, for a pre-norm layer with grouped queries and a gated MLP: inputs of two
+    norms and of the two linear layers behind them (4h, divided by sequence parallelism alone), Q, K, V and the
+    attention's output (2q + 2kv), gate, up and their product (3f per active expert), divided by TP. Attention that
+    is not fused keeps 2.5 values per head and key (their 5as bytes at two bytes a value).
+    """
+    layout = shape.layout
+    query, key_value = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    width = facts.experts_per_token * facts.expert_intermediate if facts.experts else facts.intermediate
+    divided = 2 * query + 2 * key_value + 3 * width
+    if not shape.fused_attention and shape.recompute != "selective":
+        divided += 2.5 * facts.heads * shape.sequence_length
+    return 4 * facts.hidden / (layout.tensor if layout.sequence_parallel else 1) + divided / layout.tensor
+
+
+def inference_mib(facts: ModelFacts, *, width: float, batch_size: int, length: int, gpu: bool) -> float:
+    """MiB to generate with `width` bytes a weight: weights, keys and values of `length` tokens, fp32 logits.
+
+    Embeddings, keys and values have two bytes on GPUs, four on CPUs; quantization leaves embeddings alone. Logits are
+    counted twice, since a softmax makes a second copy of them.
+    """
+    plain = 2 if gpu else 4
+    embeddings = facts.vocabulary * facts.hidden * (1 if facts.tied_embeddings else 2)
+    weights = (facts.parameters - embeddings) * width + embeddings * plain
+    cache = batch_size * length * 2 * facts.layers * facts.kv_heads * facts.head_dim * plain
+    logits = 2 * 4 * batch_size * length * facts.vocabulary
+    framework = FRAMEWORK_GPU_MIB if gpu else INFERENCE_CPU_MIB
+    return (weights + cache + logits) / MIB + framework
+
+
+def quantize_mib(facts: ModelFacts, *, method: str, samples: int, length: int, gpu: bool) -> float:
+    """MiB to quantize layer by layer: the weights (fp32 on CPUs), calibration inputs, GPTQ's second derivatives.
+
+    GPTQ (Frantar et al. 2022, arXiv:2210.17323) keeps, for the linear layer with the most inputs, the Hessian and
+    its inverse in fp32; the calibration activations of a layer's input and output are kept in fp32 too.
+    """
+    weights = facts.parameters * (2 if gpu else 4)
+    inputs = max(facts.hidden, facts.expert_intermediate if facts.experts else facts.intermediate)
+    hessian = 2 * 4 * inputs * inputs if method == "gptq" else 0
+    calibration = 2 * 4 * samples * length * facts.hidden
+    framework = FRAMEWORK_GPU_MIB if gpu else INFERENCE_CPU_MIB
+    return (weights + hessian + calibration) / MIB + framework
+
+
+def export_mib(facts: ModelFacts, *, width: float, gpu: bool) -> float:
+    """MiB to gather a model: its weights, and a second copy while they are written."""
+    return 2 * facts.parameters * width / MIB + (FRAMEWORK_GPU_MIB if gpu else FRAMEWORK_CPU_MIB)

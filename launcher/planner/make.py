@@ -1,0 +1,196 @@
+"""make_plan: stages, resources, environments, checks and estimates put together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from launcher.engines import ENGINES
+from launcher.errors import Fault, InputError, UserError
+from launcher.models import FoundModel, ModelFacts
+from launcher.plan import Environment, Plan, Resources, Stage
+from launcher.planner import checks, estimates
+from launcher.planner.boxes import Box, boxes
+from launcher.planner.resources import Decided, decide, gpus_of
+from launcher.recipe import Recipe
+from launcher.sites import Site, resolve_environment
+from launcher.units import show_mib
+
+_TABLES = ("baseline", "train", "export", "evaluate", "quantize", "serve")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells one run from another; nothing of it is looked up by the planner."""
+
+    run_id: str
+    user: str
+    git_sha: str  # of the recipe's repository; "" where there is none
+    recipe_path: str
+    version: str  # of swiftlaunch
+
+
+def make_plan(
+    recipe: Recipe,
+    *,
+    resolved: Mapping[str, Any],
+    site: Site,
+    model: FoundModel,
+    data_hash: str,
+    data_faults: Sequence[Fault],
+    identity: Identity,
+    lock_hashes: Mapping[str, str],
+) -> Plan:
+    """The plan of one run: the same arguments give an equal plan.
+
+    `resolved` is the recipe as JSON with every default; workers get its sections as options. `lock_hashes` are those
+    of the locked environments, by role. Raises InputError with every fault that was found, `data_faults` included.
+    """
+    faults = list(data_faults)
+    facts = model.facts
+    decided = {table: decide(table, recipe, site) for table in _TABLES}
+    found = boxes(
+        recipe,
+        resolved,
+        model={"name": _model_name(recipe), "path": str(model.path) if model.path else ""},
+        gpus={table: gpus_of(table, recipe, site) for table in _TABLES},
+        one_at_a_time=site.scheduler == "local" or site.node.count == 1,
+    )
+    if not found.stages:
+        faults.append(
+            Fault("", "the recipe asks for nothing", "add a table: [train], [evaluate], [quantize] or [serve]")
+        )
+    if model.path is None:
+        name = _model_name(recipe)
+        faults.append(Fault("model.name", f"{name} is not on this site", f"run: swiftlaunch models fetch {name}"))
+    for table in dict.fromkeys(box.table for box in found.stages):
+        faults += decided[table].faults
+    needs = {box.name: decided[box.table].resources for box in found.stages}
+    environments = {}
+    for box in found.stages:
+        try:
+            environments[box.name] = _environment(box, needs[box.name], recipe, site, lock_hashes)
+        except UserError as error:
+            faults += error.faults
+    faults += checks.quantize_faults(recipe, facts)
+    faults += checks.serve_faults(found.stages, facts, needs)
+    warnings = list(found.warnings)
+    if "train" in needs:
+        train_faults = list(checks.train_faults(recipe, facts, needs["train"], site))
+        faults += train_faults
+        if not train_faults:
+            warnings += checks.train_warnings(recipe, needs["train"])
+    estimated = {}
+    if not faults:
+        estimated = {box.name: estimates.estimate(box, needs[box.name], recipe, facts, site) for box in found.stages}
+        memory_faults, memory_warnings = _memory(found.stages, needs, estimated, recipe, facts, site)
+        faults += memory_faults
+        warnings += memory_warnings
+    if faults:
+        raise InputError(list(dict.fromkeys(faults)))
+    warnings += checks.serve_warnings(recipe, site, needs.get("serve"))
+    warnings += checks.container_warnings(resolved.get("data"), list(environments.values()))
+    if recipe.sweep is not None:
+        warnings.append("sweep: parsed, not run by submit yet")
+    return Plan(
+        run_id=identity.run_id,
+        name=recipe.name,
+        run_dir=str(PurePosixPath(site.runs_dir) / identity.run_id),
+        site=site.name,
+        scheduler=site.scheduler,
+        user=identity.user,
+        version=identity.version,
+        git_sha=identity.git_sha,
+        recipe_path=identity.recipe_path,
+        recipe=dict(resolved),
+        model={**_json(facts), "path": str(model.path), "source": model.source},
+        data_hash=data_hash,
+        stages=tuple(
+            Stage(
+                name=box.name,
+                worker=box.worker,
+                resources=needs[box.name],
+                environment=environments[box.name],
+                options=box.options,
+                depends_on=box.depends_on,
+                layout=checks.layout_of(recipe).text(needs[box.name].world_size) if box.name == "train" else "",
+                max_attempts=_attempts(decided[box.table]),
+                estimate=estimated[box.name],
+            )
+            for box in found.stages
+        ),
+        secrets=tuple(recipe.env.secrets),
+        warnings=tuple(warnings),
+    )
+
+
+def _environment(box: Box, need: Resources, recipe: Recipe, site: Site, lock_hashes: Mapping[str, str]) -> Environment:
+    """The stage's environment: variables that every job wants, under the site's, under the recipe's."""
+    environment = resolve_environment(site, box.role, lock_hashes.get(box.role, ""))
+    if environment.lock and box.role not in lock_hashes:
+        raise UserError(
+            f"no lock file is shipped for the {box.role} environment",
+            where=f"{site.path}: environments.{box.role}",
+            hint='use kind = "venv", "modules", "pyxis" or "apptainer"',
+        )
+    variables = {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(need.cpus_per_task),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if box.worker == "train":
+        variables["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # Megatron overlaps communication by the order of launches
+    if site.network.interface:
+        variables["TP_SOCKET_IFNAME"] = site.network.interface  # TensorPipe, beside gloo's and NCCL's own
+    variables |= dict(environment.variables)
+    variables |= recipe.env.variables
+    return dataclasses.replace(environment, variables=tuple(sorted(variables.items())))
+
+
+def _memory(
+    stages: Iterable[Box],
+    needs: Mapping[str, Resources],
+    estimated: Mapping[str, Any],
+    recipe: Recipe,
+    facts: ModelFacts,
+    site: Site,
+) -> tuple[list[Fault], list[str]]:
+    """Stages that cannot fit: a fault where weights and optimizer alone are too much, else a warning."""
+    faults: list[Fault] = []
+    warnings: list[str] = []
+    for box in stages:
+        need = needs[box.name]
+        if need.gpus_per_node and not site.node.gpu_memory_mib:
+            continue
+        if need.gpus_per_node:
+            there, what = float(site.node.gpu_memory_mib), f"a GPU with {show_mib(site.node.gpu_memory_mib)}"
+            if box.worker == "serve" and box.options["engine"] in ENGINES[1:]:
+                there *= need.gpus_per_node  # vLLM and SGLang divide the model among the GPUs
+        else:
+            there = need.memory_mib / need.tasks_per_node
+            what = f"{show_mib(need.memory_mib)} for {need.tasks_per_node} rank{'s' * (need.tasks_per_node > 1)}"
+        wanted = estimated[box.name].memory_mib_per_rank
+        least = estimates.train_memory(recipe, facts, need).states if box.worker == "train" else 0.0
+        where = f"resources.{box.table}" if need.gpus_per_node else f"resources.{box.table}.memory"
+        if least > there:
+            message = f"weights, gradients and optimizer alone need {show_mib(least)} a rank, there is {what}"
+            faults.append(Fault(where, message, 'use more ranks with tensor or pipeline, or tuner = "lora"'))
+        elif wanted > there:
+            warnings.append(f"{where}: {box.name} needs about {show_mib(wanted)} a rank, there is {what}")
+    return faults, warnings
+
+
+def _model_name(recipe: Recipe) -> str:
+    return recipe.model.name or PurePosixPath(recipe.model.path or "").name
+
+
+def _attempts(decided: Decided) -> int:
+    return decided.max_attempts
+
+
+def _json(facts: ModelFacts) -> dict[str, Any]:
+    """Architecture facts as JSON has them: lists, not tuples."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(facts).items()}
