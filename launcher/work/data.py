@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from launcher.dataset import read_rows
 from launcher.errors import WorkerError
 
 Split = Literal["train", "evaluation"]
@@ -162,6 +161,8 @@ def _from_files(data: Mapping[str, Any], split: Split) -> Iterator[Problem]:
 
 
 def _rows(data: Mapping[str, Any], split: Split, form: str) -> Iterator[Problem]:
+    from launcher.dataset import read_rows
+
     for index, row in enumerate(read_rows(data.get(split) or [], form)):
         name = f"{split}:{index}"
         if "messages" in row:

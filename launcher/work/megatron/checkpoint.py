@@ -1,0 +1,207 @@
+"""Checkpoints: Megatron-core's torch_dist format, published whole or not at all, verified before use.
+
+    checkpoints/step-00000010/   .metadata, *.distcp, common.pt ...  weights (of adapters: the adapters alone), optimizer
+                                                                     state, random states of every rank
+                                 manifest.json                       step, progress, layout, SHA-256 of every file
+
+A checkpoint is written under a name that starts with a dot and renamed when its manifest is on disk. The newest one
+whose manifest verifies is the one that counts, so nothing has to point at it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from launcher.errors import WorkerError
+from launcher.record import read_json, write_json
+from launcher.work.megatron.model import Model
+from launcher.work.megatron.optimizer import ensure_state, unshare_steps
+from launcher.work.megatron.process import hash_files
+
+MANIFEST = "manifest.json"
+SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}  # the one that also loads into another layout
+
+
+@dataclass
+class Progress:
+    """How far training is. `step` counts finished steps, and is the position in the data; `loss` is the last one's."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss: float = 0.0
+
+
+class Checkpoints:
+    """The checkpoints of one stage. All methods are called by every rank together."""
+
+    def __init__(
+        self, folder: Path, model: Model, optimizer: Any, *, layout: str, data: str, keep: int, save_optimizer: bool
+    ) -> None:
+        self.folder = folder
+        self.model = model
+        self.optimizer = optimizer
+        self.layout = layout
+        self.data = data
+        self.keep = keep
+        self.save_optimizer = save_optimizer
+
+    def save(self, progress: Progress) -> Path:
+        """Write, publish, and delete what is older than the newest `keep`."""
+        from megatron.core import dist_checkpointing
+
+        final = self.folder / f"step-{progress.step:08d}"
+        part = self.folder / f".{final.name}.part"
+        if dist.get_rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for stale in self.folder.glob(".*.part"):
+                shutil.rmtree(stale)
+            part.mkdir()
+        dist.barrier()
+        dist_checkpointing.save(self._state(with_optimizer=self.save_optimizer, with_random=True), str(part))
+        dist.barrier()
+        names = sorted(path.name for path in part.iterdir())
+        digests = hash_files([part / name for name in names])
+        if dist.get_rank() == 0:
+            manifest = {
+                "progress": asdict(progress),
+                "layout": self.layout,
+                "world_size": dist.get_world_size(),
+                "data": self.data,
+                "optimizer": self.save_optimizer,
+                "files": {
+                    name: {"sha256": digest, "bytes": (part / name).stat().st_size}
+                    for name, digest in zip(names, digests, strict=True)
+                },
+            }
+            write_json(part / MANIFEST, manifest)
+            if final.exists():  # of the same step, but it did not verify
+                shutil.rmtree(final)
+            os.replace(part, final)
+            _flush(self.folder)
+            for old in self._found()[: -self.keep]:
+                shutil.rmtree(old)
+        dist.barrier()
+        return final
+
+    def load(self) -> Progress | None:
+        """Restore the newest checkpoint that verifies, warning of each that does not; None where there is none.
+
+        Raises WorkerError when the data is not what the checkpoint was trained on.
+        """
+        for path in reversed(self._found()):
+            manifest = read_json(path / MANIFEST)
+            complaint = self._complaint(path, manifest)
+            if not complaint:
+                self._restore(path, manifest)
+                return Progress(**manifest["progress"])
+            if dist.get_rank() == 0:
+                print(f"warning: checkpoint {path} is left out: {complaint}", file=sys.stderr, flush=True)
+        return None
+
+    def _found(self) -> list[Path]:
+        """Published checkpoints, oldest first."""
+        return sorted(path for path in self.folder.glob("step-*") if (path / MANIFEST).is_file())
+
+    def _complaint(self, path: Path, manifest: Any) -> str:
+        """Why a checkpoint cannot be used; "" for a good one. The same on every rank."""
+        wanted: dict[str, Any] = manifest["files"]
+        digests = hash_files([path / name for name in wanted])
+        for (name, facts), digest in zip(wanted.items(), digests, strict=True):
+            if digest != facts["sha256"]:
+                return f"{name} is {'damaged' if digest else 'missing'}"
+        return ""
+
+    def _restore(self, path: Path, manifest: Any) -> None:
+        from megatron.core import dist_checkpointing
+
+        if manifest["data"] != self.data:
+            raise WorkerError(
+                "the training data has changed since this run's checkpoint was written",
+                where=str(path),
+                hint="start a new run for the new data",
+            )
+        same_layout = manifest["layout"] == self.layout and manifest["world_size"] == dist.get_world_size()
+        if manifest["optimizer"]:
+            ensure_state(self.optimizer)
+        state = self._state(with_optimizer=manifest["optimizer"], with_random=same_layout, loading=True)
+        loaded = dist_checkpointing.load(state, str(path))
+        for index, chunk in enumerate(self.model.bare):
+            missing, unexpected = chunk.load_state_dict(loaded[f"model{index}"], strict=False)
+            trained = {name for name, parameter in chunk.named_parameters() if parameter.requires_grad}
+            if unexpected or trained & set(missing):
+                raise WorkerError(
+                    f"weights do not fit this model: missing {sorted(trained & set(missing))}, unknown {unexpected}",
+                    where=str(path),
+                )
+        if manifest["optimizer"]:
+            self.optimizer.load_state_dict(loaded["optimizer"])
+            unshare_steps(self.optimizer)
+        else:
+            self.optimizer.reload_model_params()
+        if same_layout:
+            _set_random_state(loaded["random"])
+
+    def _state(self, *, with_optimizer: bool, with_random: bool, loading: bool = False) -> dict[str, Any]:
+        """This rank's part of the checkpoint, each tensor with its place in the whole."""
+        from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+        state: dict[str, Any] = {}
+        for index, chunk in enumerate(self.model.bare):
+            state[f"model{index}"] = self._weights(chunk)
+        if with_optimizer:
+            # the optimizer finds its parameters under "model", or "model0", "model1" ... per chunk
+            state["optimizer"] = self.optimizer.sharded_state_dict(state, is_loading=loading, metadata=dict(SHARDING))
+        if with_random:
+            rank, world = dist.get_rank(), dist.get_world_size()
+            state["random"] = ShardedObject("random", _random_state(), (world,), (rank,))
+        return state
+
+    def _weights(self, chunk: Any) -> dict[str, Any]:
+        whole: dict[str, Any] = chunk.sharded_state_dict(metadata=dict(SHARDING))
+        if self.model.bare is self.model.adapted:
+            return whole
+        return {name: part for name, part in whole.items() if ".lora_" in name}
+
+
+def _random_state() -> dict[str, Any]:
+    from megatron.core import tensor_parallel
+
+    state = {
+        "python": random.getstate(),
+        "torch": torch.get_rng_state(),
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    from megatron.core import tensor_parallel
+
+    random.setstate(state["python"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+    torch.set_rng_state(state["torch"])
+
+
+def _flush(folder: Path) -> None:
+    """Make the rename last: a directory is a file too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+

@@ -1,0 +1,198 @@
+"""The model of this rank: Megatron-core chunks from a Hugging Face folder, with LoRA adapters where asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher.errors import WorkerError
+from launcher.topology import Layout
+
+# Megatron-core's fused linear layers and the Hugging Face layers that each holds
+LINEAR_LAYERS = {
+    "linear_qkv": {"q_proj", "k_proj", "v_proj"},
+    "linear_proj": {"o_proj"},
+    "linear_fc1": {"gate_proj", "up_proj"},
+    "linear_fc2": {"down_proj"},
+}
+
+
+class Model:
+    """The model chunks of this rank: one, or several under virtual pipeline parallelism.
+
+    `chunks` are wrapped for training, `bare` are the GPTModels themselves (adapters inside).
+    """
+
+    def __init__(self, config: Any, bare: list[Any], adapted: list[Any]) -> None:
+        self.config = config
+        self.bare = bare
+        self.adapted = adapted  # PeftModels where there are adapters, else the same as bare
+        self.chunks: list[Any] = []
+
+    @property
+    def bridge(self) -> Any:
+        """mcore-bridge's converter between this model and Hugging Face weights."""
+        return self.config.bridge
+
+
+def build(path: Path, train: Mapping[str, Any], layout: Layout) -> Model:
+    """Build this rank's part of the model and load its weights. Raises WorkerError for unknown architectures."""
+    from mcore_bridge import ModelConfig, get_mcore_model, hf_to_mcore_config
+    from transformers import AutoConfig
+
+    settings = hf_to_mcore_config(AutoConfig.from_pretrained(path))
+    settings.update(_settings(train, layout))
+    try:
+        config = ModelConfig(**settings)
+    except (ValueError, AssertionError, TypeError) as error:
+        raise WorkerError(f"Megatron-core refuses this model or layout: {error}", where="train.layout") from error
+    bare = get_mcore_model(config)
+    config.bridge.load_weights(bare, str(path))
+    if train["tuner"] == "full":
+        return Model(config, bare, bare)
+    return Model(config, bare, [_adapt(chunk, train) for chunk in bare])
+
+
+def wrap(model: Model, train: Mapping[str, Any], *, distributed_optimizer: bool) -> None:
+    """Wrap the chunks for mixed precision and data parallelism."""
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+    from megatron.core.transformer.module import Float16Module
+
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=distributed_optimizer,
+        check_for_nan_in_grad=False,  # the loop looks at loss and gradient norm itself and names the samples
+    )
+    for index, chunk in enumerate(model.adapted):
+        module = Float16Module(model.config, chunk) if train["precision"] == "bf16" else chunk
+        model.chunks.append(
+            DistributedDataParallel(
+                config=model.config, ddp_config=settings, module=module, disable_bucketing=index > 0
+            )
+        )
+        model.chunks[-1].train()
+    model.config.finalize_model_grads_func = finalize_model_grads
+
+
+def _settings(train: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    dtype = torch.bfloat16 if train["precision"] == "bf16" else torch.float32
+    interleaved = layout.virtual_pipeline > 1
+    on_gpu = torch.cuda.is_available()
+    settings: dict[str, Any] = {
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": train["precision"] == "bf16",
+        "tensor_model_parallel_size": layout.tensor,
+        "pipeline_model_parallel_size": layout.pipeline,
+        "virtual_pipeline_model_parallel_size": layout.virtual_pipeline if interleaved else None,
+        "context_parallel_size": layout.context,
+        "expert_model_parallel_size": layout.expert,
+        "expert_tensor_parallel_size": layout.expert_tensor,
+        "sequence_parallel": layout.sequence_parallel,
+        # With two ranks and the interleaved schedule, batched sends between the same pair arrive swapped, without an
+        # error; the plain schedule has no overlapped form.
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+        "variable_seq_lengths": False,  # batches are padded to sequence_length
+        "calculate_per_token_loss": True,  # gradients are divided by the global batch's tokens, in any layout
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "use_cpu_initialization": not on_gpu,
+        "gradient_accumulation_fusion": False,  # needs Apex
+    }
+    if not on_gpu:
+        for fusion in ("apply_rope_fusion", "bias_activation_fusion", "bias_dropout_fusion", "masked_softmax_fusion"):
+            settings[fusion] = False
+    recompute = train.get("activation_recompute", "none")
+    if recompute == "full":
+        settings.update(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
+    elif recompute == "selective":
+        settings.update(recompute_granularity="selective", recompute_modules=["core_attn"])
+    return settings
+
+
+def _adapt(chunk: Any, train: Mapping[str, Any]) -> Any:
+    """Put LoRA adapters into one chunk: A at random by name, B zero, so that training starts at the base model."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = train["lora"]
+    layers = "|".join(target_layers(lora.get("target_modules") or ["all-linear"]))
+    # no task_type: PEFT would then expect a transformers model
+    config = LoraConfig(
+        r=lora["rank"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora.get("dropout", 0.0),
+        use_rslora=train["tuner"] == "rslora",
+        target_modules=rf".*\.({layers})$",
+    )
+    adapted = get_peft_model(chunk, config)
+    _initialise_adapters(chunk, seed=train["seed"])
+    return adapted
+
+
+def target_layers(names: Sequence[str]) -> list[str]:
+    """Megatron-core's layers for `lora.target_modules`. Raises WorkerError where a fused layer is named in part."""
+    wanted = set(names)
+    if "all-linear" in wanted:
+        return list(LINEAR_LAYERS)
+    chosen = []
+    for layer, parts in LINEAR_LAYERS.items():
+        if layer in wanted or parts <= wanted:
+            chosen.append(layer)
+        elif parts & wanted:
+            raise WorkerError(
+                f"{', '.join(sorted(parts))} are one matrix in Megatron-core and take one adapter",
+                where="train.lora.target_modules",
+                hint="name all of them, or none",
+            )
+        wanted -= parts | {layer}
+    if wanted:
+        raise WorkerError(
+            f"unknown layers: {', '.join(sorted(wanted))}",
+            where="train.lora.target_modules",
+            hint="all-linear, or " + ", ".join(sorted(part for parts in LINEAR_LAYERS.values() for part in parts)),
+        )
+    return chosen
+
+
+def _initialise_adapters(chunk: Any, *, seed: int) -> None:
+    """Fill every A from a generator of its own: the same values in every layout, each rank taking its slice."""
+    from mcore_bridge import LoraParallelLinear
+    from megatron.core import parallel_state
+
+    for name, module in chunk.named_modules():
+        if not isinstance(module, LoraParallelLinear):
+            continue
+        key = _global_name(chunk, name)
+        adapter = module.lora_A["default"]
+        for suffix, weight in adapter.named_parameters():
+            expert = ""
+            if module.is_grouped:
+                first = parallel_state.get_expert_model_parallel_rank() * adapter.num_gemms
+                expert = f".{first + int(suffix.removeprefix('weight'))}"
+            split = module.tp_size if module.is_parallel_a else 1
+            columns = weight.shape[1] * split
+            digest = hashlib.sha256(f"{seed}:{key}{expert}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+            whole = torch.empty(weight.shape[0], columns).uniform_(
+                -1 / math.sqrt(columns), 1 / math.sqrt(columns), generator=generator
+            )
+            if split > 1:
+                whole = whole.chunk(split, dim=1)[parallel_state.get_tensor_model_parallel_rank()]
+            with torch.no_grad():
+                weight.copy_(whole)
+
+
+def _global_name(chunk: Any, name: str) -> str:
+    """The module's name with the layer counted over the whole model, not over this rank."""
+    match = re.match(r"(.*\blayers\.)(\d+)(\..*)", name)
+    if match is None:
+        return name
+    prefix, index, rest = match.groups()
+    return f"{prefix}{chunk.decoder.layers[int(index)].layer_number - 1}{rest}"
