@@ -1,0 +1,265 @@
+"""What bash makes of a rendered script: real bash, with srun and scontrol as real programs on PATH."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import assets
+from launcher.plan import Environment, Plan, Resources, Stage
+from launcher.render import command, directives, render, srun_options
+
+pytestmark = pytest.mark.unit
+
+HOSTILE = [
+    "plain",
+    "two words",
+    "it's",
+    'say "hi"',
+    "$(touch made-by-a-value)",
+    "`touch made-by-a-value`",
+    "a; touch made-by-a-value",
+    "a\ntouch made-by-a-value",
+    "${HOME}",
+    "back\\slash\\",
+    "zwölf Boxkämpfer 東京 🦀",
+    "'; touch made-by-a-value; '",
+    "{{ stage }} {% raw %}",
+    "%j %t #hash ! * ? ~",
+    "-n",
+    "",
+]
+
+# srun writes what it was given, and ends as the test wants it to
+STUB = """#!{python}
+import json, os, signal, sys, time
+with open(os.environ["STUB_FILE"], "a") as file:
+    file.write(json.dumps({{"argv": sys.argv, "environment": dict(os.environ)}}) + "\\n")
+if os.path.basename(sys.argv[0]) == "srun":
+    if os.environ.get("STUB_WAIT"):
+        signal.signal(signal.SIGUSR2, lambda *_: os._exit(75))
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(76))
+        open(os.environ["STUB_WAIT"], "w").close()
+        time.sleep(30)
+    if os.environ.get("STUB_FATAL"):
+        log = next(word for word in sys.argv if word.startswith("--output=")).partition("=")[2].replace("%%", "%")
+        open(os.path.join(os.path.dirname(log), "fatal-0.json"), "w").close()
+    sys.exit(int(os.environ.get("STUB_CODE", "0")))
+sys.exit(1)  # a scontrol that fails returns at once: the script would wait for its end otherwise
+"""
+
+
+@pytest.fixture
+def stubs(tmp_path: Path) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("srun", "scontrol"):
+        path = folder / name
+        path.write_text(STUB.format(python=sys.executable))
+        path.chmod(0o755)
+    return folder
+
+
+def a_plan(run_dir: Path, *, secrets: tuple[str, ...] = (), **changes: Any) -> Plan:
+    need = Resources(1, 2, 1, 0, 512, 10)
+    environment = Environment("train", "venv", "/opt/py thon/bin/python")
+    stage = Stage("export", "export", need, environment, {}, max_attempts=2)
+    stage = dataclasses.replace(stage, **{key: changes[key] for key in changes if hasattr(stage, key)})
+    return Plan("r-1", "demo", str(run_dir), "here", "local", "user", "0.1", "", "", {}, {}, "", (stage,), secrets)
+
+
+def run_script(plan: Plan, stubs: Path, **environment: str) -> tuple[int, list[dict[str, Any]]]:
+    """The exit code, and the calls of srun and scontrol."""
+    root = Path(plan.run_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    script = root / "export.sh"
+    script.write_text(render(plan, assets.folder("templates"))["export"], encoding="utf-8")
+    calls = stubs.parent / "calls"
+    finished = subprocess.run(
+        ["bash", str(script)],
+        env={
+            "PATH": f"{stubs}:{os.environ['PATH']}",
+            "HOME": "/home/user",
+            "STUB_FILE": str(calls),
+            "SLURM_JOB_ID": "7",
+            **environment,
+        },
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "syntax error" not in finished.stderr
+    lines = calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
+    calls.unlink(missing_ok=True)
+    return finished.returncode, [json.loads(line) for line in lines]
+
+
+def test_every_value_arrives_as_it_was_written(tmp_path: Path, stubs: Path) -> None:
+    variables = tuple((f"VALUE_{number}", value) for number, value in enumerate(HOSTILE))
+    root = tmp_path / "runs with $(touch made-by-a-value) 'quotes' %t"
+    environment = Environment(
+        role="train",
+        kind="pyxis",
+        python="/opt/$(touch made-by-a-value)/python",
+        image="/images/it's a $IMAGE.sqsh",
+        mounts=("/data/a b:/data", "/x:/$(touch made-by-a-value)"),
+        variables=variables,
+    )
+    plan = a_plan(root, environment=environment)
+    code, calls = run_script(plan, stubs)
+    assert code == 0
+    (call,) = calls
+    for name, value in variables:
+        assert call["environment"][name] == value
+    assert call["environment"]["PYTHONPATH"] == f"{root}/code"
+    log = str(root).replace("%", "%%") + "/logs/export/attempt-1/rank-%t.log"
+    assert call["argv"][1:] == [
+        *srun_options(plan.stages[0]),
+        f"--output={log}",
+        *command(plan.stages[0]),
+        f"{root}/plan.json",
+        "export",
+    ]
+    assert f"--container-image={environment.image}" in call["argv"]
+    assert not list(tmp_path.rglob("made-by-a-value"))
+
+
+def test_directives_read_back(tmp_path: Path) -> None:
+    need = Resources(
+        2, 4, 8, 4, 1024, 90, partition="gpu", account="proj", qos="long", constraint="a100&ib|[r1]",
+        extra=("--exclusive", "--reservation=$(touch x) 'y'"),
+    )  # fmt: skip
+    plan = a_plan(tmp_path / "a b", resources=need)
+    text = render(plan, assets.folder("templates"))["export"]
+    lines = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")]
+    words = [shlex.split(line) for line in lines]
+    assert all(len(found) == 1 for found in words)
+    expected = [
+        f"--{name}" if value is None else f"--{name}={value}" for name, value in directives(plan, plan.stages[0])
+    ]
+    assert [found[0] for found in words] == expected
+    assert "--reservation=$(touch x) 'y'" in expected
+    assert text.rindex("#SBATCH") < text.index("set -uo")  # sbatch stops reading options at the first command
+
+
+@pytest.mark.parametrize(
+    ("changes", "there", "absent"),
+    [
+        ({"gpus_per_node": 4}, ["--gpus-per-node=4", "--requeue", "--mem=512M"], ["--gres"]),
+        ({"gpus_per_node": 4, "gres": "gpu:a100:4"}, ["--gres=gpu:a100:4"], ["--gpus-per-node"]),
+        ({"requeue": False, "whole_nodes": True}, ["--no-requeue"], ["--mem", "--requeue", "scontrol"]),
+    ],
+)
+def test_ways_of_sites(tmp_path: Path, changes: dict[str, Any], there: list[str], absent: list[str]) -> None:
+    need = dataclasses.replace(Resources(1, 2, 1, 0, 512, 10), **changes)
+    lines = render(a_plan(tmp_path, resources=need), assets.folder("templates"))["export"].splitlines()
+    options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
+    assert set(there) <= set(options)
+    assert not [line for line in options for word in absent if line.startswith(word)]
+    assert ("scontrol requeue" in "\n".join(lines)) is need.requeue
+
+
+def test_apptainer_runs_the_worker_in_the_image(tmp_path: Path) -> None:
+    environment = Environment("vllm", "apptainer", "python3", image="/i.sif", mounts=("/a:/b", "/c:/c:ro"))
+    plan = a_plan(tmp_path, environment=environment, resources=Resources(1, 1, 1, 1, 512, 10))
+    assert command(plan.stages[0]) == [
+        "apptainer", "exec", "--nv", "--bind", "/a:/b", "--bind", "/c:/c:ro", "/i.sif", "python3", "-m", "launcher.work",
+    ]  # fmt: skip
+
+
+def test_modules_are_loaded_before_srun(tmp_path: Path, stubs: Path) -> None:
+    log = tmp_path / "modules"
+    (stubs / "module").write_text(f'#!/bin/bash\nprintf "%s\\n" "$*" >>{shlex.quote(str(log))}\n')
+    (stubs / "module").chmod(0o755)
+    environment = Environment("gptq", "modules", "python3", modules=("cuda/12.8", "gptq model"))
+    code, _ = run_script(a_plan(tmp_path / "run", environment=environment), stubs)
+    assert code == 0
+    assert log.read_text().splitlines() == ["purge", "load cuda/12.8 gptq model"]
+
+
+def test_secrets_come_from_the_file_and_not_from_the_script(tmp_path: Path, stubs: Path) -> None:
+    plan = a_plan(tmp_path / "run", secrets=("HF_TOKEN",))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "secrets.sh").write_text("HF_TOKEN='s3cret $x'\n")
+    _, (call,) = run_script(plan, stubs)
+    assert call["environment"]["HF_TOKEN"] == "s3cret $x"
+    assert "s3cret" not in (tmp_path / "run" / "export.sh").read_text()
+
+
+def test_attempts_are_counted_and_crashes_bounded(tmp_path: Path, stubs: Path) -> None:
+    plan = a_plan(tmp_path / "run")
+    called = []
+    for _ in range(3):
+        code, calls = run_script(plan, stubs, STUB_CODE="1")
+        assert code == 1
+        called.append([Path(call["argv"][0]).name for call in calls])
+    # the second crash is the last (max_attempts = 2), whoever starts the script again
+    assert called == [["srun", "scontrol"], ["srun"], ["srun"]]
+    assert sorted(path.name for path in (tmp_path / "run/logs/export").iterdir()) == [
+        "attempt-1", "attempt-2", "attempt-3",
+    ]  # fmt: skip
+
+
+def test_a_stop_is_no_crash(tmp_path: Path, stubs: Path) -> None:
+    plan = a_plan(tmp_path / "run")
+    for _ in range(4):
+        code, calls = run_script(plan, stubs, STUB_CODE="75")
+        assert code == 75
+        assert calls[1]["argv"][1:] == ["requeue", "7"]
+    assert not list((tmp_path / "run").rglob("crashed"))
+
+
+@pytest.mark.parametrize("environment", [{"STUB_CODE": "78"}, {"STUB_CODE": "143", "STUB_FATAL": "1"}])
+def test_what_another_attempt_cannot_cure_ends_the_stage(
+    tmp_path: Path, stubs: Path, environment: dict[str, str]
+) -> None:
+    code, calls = run_script(a_plan(tmp_path / "run"), stubs, **environment)
+    assert code == int(environment["STUB_CODE"])
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR2, 75), (signal.SIGTERM, 76)])
+def test_signals_reach_the_step_and_its_code_is_kept(
+    tmp_path: Path, stubs: Path, number: signal.Signals, code: int
+) -> None:
+    plan = a_plan(tmp_path / "run")
+    ready = tmp_path / "ready"
+    script = tmp_path / "run" / "export.sh"
+    script.parent.mkdir()
+    script.write_text(render(plan, assets.folder("templates"))["export"])
+    environment = {"PATH": f"{stubs}:{os.environ['PATH']}", "STUB_FILE": str(tmp_path / "calls")}
+    batch = subprocess.Popen(["bash", str(script)], env={**environment, "STUB_WAIT": str(ready), "SLURM_JOB_ID": "7"})
+    try:
+        deadline = time.monotonic() + 30
+        while not ready.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        batch.send_signal(number)
+        assert batch.wait(timeout=30) == code
+    finally:
+        batch.kill()
+
+
+def test_a_cancelled_stage_is_not_run_again(tmp_path: Path, stubs: Path) -> None:
+    plan = a_plan(tmp_path / "run")
+    marker = tmp_path / "run/stages/export/cancelled"
+    marker.parent.mkdir(parents=True)
+    marker.touch()
+    code, calls = run_script(plan, stubs, STUB_CODE="75")
+    assert (code, len(calls)) == (75, 1)
+
+
+def test_without_requeue_a_stop_ends_the_job(tmp_path: Path, stubs: Path) -> None:
+    need = dataclasses.replace(Resources(1, 2, 1, 0, 512, 10), requeue=False)
+    code, calls = run_script(a_plan(tmp_path / "run", resources=need), stubs, STUB_CODE="75")
+    assert (code, len(calls)) == (75, 1)
