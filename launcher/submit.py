@@ -10,7 +10,7 @@ import shlex
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +27,9 @@ from launcher.registry import Registry, RunRow
 from launcher.render import render
 from launcher.rundir import RunDir
 from launcher.scheduler import Scheduler, default_state_dir, open_scheduler
+from launcher.scheduler.base import Machine
 from launcher.scheduler.process import run as run_process
-from launcher.sites import Site, choose_site, lock_hashes
+from launcher.sites import Site, choose_site, lock_hashes, lock_hashes
 
 # What a job imports: words and records, and work/. Everything else stays on the login node.
 _SNAPSHOT = (
@@ -83,10 +84,13 @@ def prepare(
     recipe = loaded.recipe
     hf_home = Path(environ.get("HF_HOME") or home / ".cache" / "huggingface")
     model = find_model(recipe.model.name or recipe.model.path or "", Path(site.models_dir), hf_home)
-    data_hash, data_faults = _data(loaded)
+    files, data_hash, data_faults = _data(loaded)
+    resolved = loaded.resolved
+    if files:
+        resolved = {**resolved, "data": {**resolved["data"], **files}}
     plan = make_plan(
         recipe,
-        resolved=loaded.resolved,
+        resolved=resolved,
         site=site,
         model=model,
         data_hash=data_hash,
@@ -116,7 +120,7 @@ def submit(prepared: Prepared, *, environ: Mapping[str, str]) -> RunRow:
     """
     plan = prepared.plan
     values = _secret_values(plan, environ)
-    scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir(), machine=prepared.site.node)
+    scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir(), machine=_machine(prepared.site))
     root = Path(plan.run_dir)
     _write_run(prepared, values)
     row = RunRow(plan.run_id, plan.name, root, plan.site, plan.scheduler, time.time())
@@ -132,15 +136,16 @@ def submit(prepared: Prepared, *, environ: Mapping[str, str]) -> RunRow:
     return row
 
 
-def resume(run_dir: Path, plan: Plan, jobs: Mapping[str, tuple[str, bool]]) -> list[str]:
+def resume(run_dir: Path, plan: Plan, active_jobs: Callable[[], Mapping[str, str]]) -> list[str]:
     """Submit the stages that have neither a result nor an active job; returns their names.
 
-    `jobs` maps a stage to (its newest job id, whether that job may still run).
+    `active_jobs` gives stage -> id of the job that may still run. It is asked once no other shell can submit into
+    this run, so that two at once do not submit the same stage twice.
     """
     files = RunDir(run_dir)
     scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir())
     with _locked(run_dir):
-        active = {stage: job_id for stage, (job_id, alive) in jobs.items() if alive}
+        active = active_jobs()
         pending = [s for s in plan.stages if s.name not in active and not files.result(s.name).exists()]
         for stage in pending:
             files.cancelled(stage.name).unlink(missing_ok=True)
@@ -257,15 +262,19 @@ def _secret_values(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ[name] for name in plan.secrets}
 
 
-def _data(loaded: LoadedRecipe) -> tuple[str, list[Fault]]:
-    """The data's hash, and what is wrong with the files."""
+def _data(loaded: LoadedRecipe) -> tuple[dict[str, list[str]], str, list[Fault]]:
+    """The files that globs stand for, by split; the data's hash; what is wrong with the files."""
     data = loaded.recipe.data
     if data is None:
-        return "", []
+        return {}, "", []
     if data.source != "files":
-        return hash_parameters(loaded.resolved["data"]), []
-    report = check_files(loaded.data_files, data.format)
-    return report.sha256, list(report.faults)
+        return {}, hash_parameters(loaded.resolved["data"]), []
+    files = {split: loaded.data_files(split) for split in ("train", "evaluation")}
+    columns = data.columns.model_dump(exclude_none=True) if data.columns else None
+    reports = [check_files(paths, data.format, columns) for paths in files.values() if paths]
+    faults = [fault for report in reports for fault in report.faults]
+    names = {split: [str(path) for path in paths] for split, paths in files.items()}
+    return names, hash_parameters({"files": [report.sha256 for report in reports]}), faults
 
 
 def _git_sha(folder: Path) -> str:
@@ -274,6 +283,12 @@ def _git_sha(folder: Path) -> str:
         return ""
     finished = run_process(["git", "-C", str(folder), "rev-parse", "HEAD"], timeout=10)
     return finished.stdout.strip() if finished.returncode == 0 else ""
+
+
+def _machine(site: Site) -> Machine:
+    """What the local scheduler may hand out at this site."""
+    node = site.node
+    return Machine(nodes=node.count or 1, cpus=node.cpus, memory_mib=node.memory_mib, gpus=node.gpus)
 
 
 @contextmanager
