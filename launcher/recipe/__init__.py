@@ -15,9 +15,10 @@ from typing import Any
 from launcher.errors import Fault, InputError
 from launcher.recipe.checks import reasoning_gym_tasks, validate
 from launcher.recipe.faults import Problem
+from launcher.recipe.positions import Loc
 from launcher.recipe.schema import recipe_schema
 from launcher.recipe.sections import Recipe
-from launcher.recipe.source import Loc, Source, read_source
+from launcher.recipe.source import Source, read_source
 from launcher.recipe.starter import starter
 
 __all__ = ["LoadedRecipe", "Recipe", "load_recipe", "reasoning_gym_tasks", "recipe_schema", "starter"]

@@ -14,8 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from launcher.recipe.faults import Problem, field_type, key_exists, meant, problem_of, section_of
 from launcher.recipe.fields import shown
+from launcher.recipe.positions import Loc
 from launcher.recipe.sections import Data, Env, Model, Quantize, Recipe, ResourceTables, Sweep, SweepRange
-from launcher.recipe.source import Loc, Table, dotted
+from launcher.recipe.source import Table, dotted
 from launcher.recipe.training import ADAPTERS, Train
 
 SWEEP_VALUES_CHECKED = 500  # a larger grid is checked up to here
@@ -33,30 +34,13 @@ _OWN_KEYS = {
     "qos": "qos",
     "constraint": "constraint",
 }
-_FIXED = frozenset(
-    [
-        "array",
-        "chdir",
-        "comment",
-        "dependency",
-        "error",
-        "export",
-        "export-file",
-        "input",
-        "job-name",
-        "kill-on-invalid-dep",
-        "no-requeue",
-        "ntasks",
-        "open-mode",
-        "output",
-        "parsable",
-        "requeue",
-        "signal",
-        "test-only",
-        "wait",
-        "wrap",
-    ]
-)
+# fmt: off
+_FIXED = {
+    "array", "chdir", "comment", "dependency", "error", "export", "export-file", "input", "job-name",
+    "kill-on-invalid-dep", "no-requeue", "ntasks", "open-mode", "output", "parsable", "requeue", "signal",
+    "test-only", "wait", "wrap",
+}
+# fmt: on
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)(=.*)?")
 _SECRET_WORD = re.compile(r"(.*(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)|(API|ACCESS|PRIVATE)?KEY)", re.IGNORECASE)
 _RESERVED = re.compile(r"(SLURM|SBATCH|SRUN|SWIFTLAUNCH)_.*|PYTHONPATH")

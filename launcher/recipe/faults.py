@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from launcher.recipe.fields import FAULT, shown
+from launcher.recipe.positions import Loc
 from launcher.recipe.sections import Recipe, SweepRange
-from launcher.recipe.source import Loc, dotted
+from launcher.recipe.source import dotted
 
 
 class Problem(NamedTuple):
