@@ -26,7 +26,7 @@ from launcher import assets, sites
 from launcher.errors import EnvironmentFault, UserError
 from launcher.record import read_json, write_json, write_text
 from launcher.scheduler import process
-from launcher.sites import Site, SiteEnvironment, environment_folder
+from launcher.sites import COMPLETE, Site, SiteEnvironment, environment_folder
 from launcher.units import parse_mib, show_mib
 
 OnProgress = Callable[[int, int, str], None]  # done, total, what; total is 0 while it is not known
@@ -40,7 +40,6 @@ SMOKE_IMPORTS = {
     "sglang": ("torch", "sglang"),
 }
 SMOKE_SECONDS = 600.0  # first imports of torch from a cold parallel file system take minutes
-COMPLETE = "complete.json"
 
 # Run a module while holding a lock: where sync is killed, its pip lives on, and the next sync must wait for it.
 _HELD = """
@@ -78,7 +77,8 @@ class EnvironmentState:
 
 
 def lock_path(site: Site, role: str) -> Path:
-    """The lock file of a role: the site's own, or the shipped one."""
+    """The lock file of a role: the site's own, or the shipped one. Raises UserError if the site lacks the role."""
+    _environment(site, role)
     return sites.lock_path(site, role, assets.folder("site"))
 
 
@@ -218,6 +218,9 @@ def _no_lock(site: Site, role: str) -> UserError:
 
 
 def _locked_status(site: Site, role: str) -> EnvironmentState:
+    path = lock_path(site, role)
+    if not path.is_file():
+        return EnvironmentState(role, "locked", "", present=False, broken=f"there is no lock file {path}")
     folder = environment_folder(site, role, lock_hash(site, role))
     python = folder / "bin/python"
     record = read_json(folder / COMPLETE)

@@ -1,7 +1,7 @@
 """Sites: a computing centre, or this machine, as data. TOML in, one frozen Site out."""
 
 from launcher.sites.choose import Choice, SiteFile, choose_site, site_files
-from launcher.sites.locks import lock_hash, lock_hashes, lock_path
+from launcher.sites.locks import COMPLETE, lock_hash, lock_hashes, lock_path, usable_python
 from launcher.sites.read import load_site
 from launcher.sites.site import (
     ROLES,
@@ -19,6 +19,7 @@ from launcher.sites.site import (
 )
 
 __all__ = [
+    "COMPLETE",
     "ROLES",
     "STAGES",
     "Choice",
@@ -39,4 +40,5 @@ __all__ = [
     "lock_path",
     "resolve_environment",
     "site_files",
+    "usable_python",
 ]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import re
 import sys
 from pathlib import Path
 
-from launcher.sites.site import Site
+from launcher.sites.site import Site, resolve_environment
+
+COMPLETE = "complete.json"  # in a locked environment: written as the last act of building it
 
 
 def lock_path(site: Site, role: str, shipped: Path) -> Path:
@@ -39,3 +42,17 @@ def lock_hashes(site: Site, shipped: Path) -> dict[str, str]:
         for role, environment in site.environments.items()
         if environment.kind == "locked" and lock_path(site, role, shipped).is_file()
     }
+
+
+def usable_python(site: Site, role: str, shipped: Path) -> str:
+    """The role's interpreter where it can be called from here: built or existing virtual environments; else ""."""
+    environment = site.environments.get(role)
+    if environment is None or environment.kind not in ("locked", "venv"):
+        return ""
+    locked = environment.kind == "locked"
+    if locked and not lock_path(site, role, shipped).is_file():
+        return ""
+    python = resolve_environment(site, role, lock_hash(site, role, shipped) if locked else "").python
+    if locked and not (Path(python).parent.parent / COMPLETE).is_file():
+        return ""
+    return python if os.access(python, os.X_OK) else ""

