@@ -9,7 +9,9 @@ TYPE_CHECKING = False  # typing.TYPE_CHECKING without the import of typing
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from launcher.scheduler.base import Machine, Scheduler
+    from launcher.scheduler.base import Job, Machine, Scheduler
+
+__all__ = ["Job", "Machine", "Scheduler", "default_state_dir", "open_scheduler"]
 
 
 def open_scheduler(kind: str, *, state_dir: Path, machine: Machine | None = None) -> Scheduler:
@@ -39,3 +41,11 @@ def default_state_dir() -> Path:
 
     home = os.environ.get("XDG_STATE_HOME")
     return (Path(home) if home else Path.home() / ".local" / "state") / "swiftlaunch" / "local"
+
+
+def __getattr__(name: str) -> object:
+    if name in ("Job", "Machine", "Scheduler"):
+        from launcher.scheduler import base
+
+        return getattr(base, name)
+    raise AttributeError(name)

@@ -1,0 +1,325 @@
+"""`srun` as jobs of the local scheduler find it: starts the tasks of a step, hands signals on, ends them together.
+
+Steps of one job share its CPUs and GPUs, as with --overlap. Imports are few: this starts with every step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from typing import Any
+
+from launcher.scheduler.local import folders, names, tree
+from launcher.scheduler.local.hostlist import compress, expand
+
+HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_VALUED = {
+    "-N": "nodes",
+    "-n": "ntasks",
+    "-c": "cpus-per-task",
+    "-o": "output",
+    "-e": "error",
+    "-i": "input",
+    "-w": "nodelist",
+    "-D": "chdir",
+    "-J": "job-name",
+    "-m": "distribution",
+}
+_FLAGS = {"-l": "label", "-u": "unbuffered", "-K": "kill-on-bad-exit", "-v": "verbose", "-Q": "quiet"}
+_IGNORED = {
+    *("unbuffered", "verbose", "quiet", "overlap", "exact", "exclusive", "mpi", "mem", "cpu-bind", "gpu-bind", "gres"),
+    *("gpus", "gpus-per-node", "distribution", "job-name", "mem-bind", "mem-per-cpu", "hint", "wait", "network"),
+    *("input", "het-group", "comment"),
+}
+_OPTIONAL = {"kill-on-bad-exit": "1", "exclusive": ""}  # options whose value may be left out
+_KNOWN = {
+    *("nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-task", "output", "error", "open-mode"),
+    *("nodelist", "chdir", "label", "kill-on-bad-exit", "export"),
+}
+
+
+def options(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """srun's options and the command. Raises ValueError."""
+    found: dict[str, str] = {}
+    position = 0
+    while position < len(words) and words[position].startswith("-"):
+        word = words[position]
+        position += 1
+        if word == "--":
+            break
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            flag = name in _FLAGS.values() or name in ("overlap", "exact") or name in _OPTIONAL
+        elif word[:2] in _FLAGS:
+            name, value, equals, flag = _FLAGS[word[:2]], word[2:], "", True
+        else:
+            name, value, equals, flag = _VALUED.get(word[:2], word), word[2:].removeprefix("="), word[2:], False
+        if name not in _KNOWN and name not in _IGNORED:
+            raise ValueError(f"option {word!r} is not known to the local scheduler")
+        if flag and not value:
+            value = _OPTIONAL.get(name, "1")
+        elif not equals and not flag:
+            if position == len(words):
+                raise ValueError(f"option {word} needs a value")
+            value = words[position]
+            position += 1
+        found[name] = value
+    if position == len(words):
+        raise ValueError("no command to run")
+    return found, words[position:]
+
+
+def place(given: dict[str, str], nodes: list[dict[str, Any]], environ: dict[str, str]) -> list[list[dict[str, Any]]]:
+    """For each node of the step its tasks, {"node", "gpus"}: blocks in rank order. Raises ValueError."""
+    if "nodelist" in given:
+        wanted = expand(given["nodelist"])
+        nodes = [node for node in nodes if node["name"] in wanted]
+        if len(nodes) != len(wanted):
+            raise ValueError(f"--nodelist={given['nodelist']}: not all of these nodes belong to the job")
+    elif "nodes" in given:
+        count = _count(given, "nodes", 0)
+        if count > len(nodes):
+            raise ValueError(f"--nodes={count}: the job has {len(nodes)} nodes")
+        nodes = nodes[:count]
+    narrowed = "nodes" in given or "nodelist" in given or "ntasks-per-node" in given
+    per_node = _count(given, "ntasks-per-node", 0)
+    inherited = per_node or int(environ.get("SLURM_NTASKS_PER_NODE", "1"))
+    default = len(nodes) * inherited if narrowed else int(environ.get("SLURM_NTASKS", "1"))
+    total = _count(given, "ntasks", default)
+    nodes = nodes[:total]  # not more nodes than tasks
+    most = per_node or -(-total // len(nodes))
+    if total > most * len(nodes):
+        raise ValueError(f"{total} tasks do not fit {len(nodes)} nodes with {most} tasks each")
+    share, rest = divmod(total, len(nodes))
+    each = _count(given, "gpus-per-task", 0)
+    step = []
+    for index, node in enumerate(nodes):
+        here = share + (index < rest)
+        if each * here > len(node["gpus"]):
+            raise ValueError(f"--gpus-per-task={each}: {node['name']} has {len(node['gpus'])} GPUs for {here} tasks")
+        step.append(
+            [
+                {"node": node["name"], "gpus": node["gpus"][task * each : (task + 1) * each] if each else node["gpus"]}
+                for task in range(here)
+            ]
+        )
+    return step
+
+
+def _count(given: dict[str, str], name: str, default: int) -> int:
+    text = given.get(name, str(default)).partition("-")[0]
+    if not text.isdigit() or (name in given and int(text) < 1):
+        raise ValueError(f"--{name}={given[name]}: not a whole number above zero")
+    return int(text)
+
+
+class Step:
+    """A job step while it runs."""
+
+    def __init__(self, given: dict[str, str], command: list[str], run_dir: str, environ: dict[str, str]) -> None:
+        self.given = given
+        self.command = command
+        self.environ = environ
+        with open(folders.allocation(run_dir), encoding="utf-8") as file:
+            job = json.load(file)
+        self.job_id = job["job_id"]
+        self.kill_wait = float(job["step_kill_wait"])
+        self.placed = place(given, job["nodes"], environ)
+        self.number, self.path = _claim_step(run_dir)
+        self.ranks: dict[int, int] = {}  # pid -> rank, of the tasks that still run
+        self.groups: set[int] = set()
+        self.files: dict[str, int] = {}
+        self.pipes: dict[int, tuple[int, bytearray, int]] = {}  # read end -> rank, unfinished line, where it goes
+        self.code = 0  # of the first task that failed
+        self.ending = False
+        self.kill_at = float("inf")
+
+    def start(self) -> None:
+        """Start all tasks, those of a node in a process group of their own."""
+        total = sum(len(tasks) for tasks in self.placed)
+        common = {
+            **self.environ,
+            folders.STEP: self.path,
+            "SLURM_STEP_ID": str(self.number),
+            "SLURM_STEPID": str(self.number),
+            "SLURM_NTASKS": str(total),
+            "SLURM_NPROCS": str(total),
+            "SLURM_STEP_NUM_TASKS": str(total),
+            "SLURM_STEP_NUM_NODES": str(len(self.placed)),
+            "SLURM_NNODES": str(len(self.placed)),
+            "SLURM_STEP_NODELIST": compress([tasks[0]["node"] for tasks in self.placed]),
+        }
+        if "cpus-per-task" in self.given:
+            common["SLURM_CPUS_PER_TASK"] = str(_count(self.given, "cpus-per-task", 1))
+        rank = 0
+        for node_id, tasks in enumerate(self.placed):
+            group = 0
+            for local_id, task in enumerate(tasks):
+                variables = {
+                    **common,
+                    "SLURM_PROCID": str(rank),
+                    "SLURM_LOCALID": str(local_id),
+                    "SLURM_NODEID": str(node_id),
+                    "SLURMD_NODENAME": task["node"],
+                    "SLURM_TASKS_PER_NODE": str(len(tasks)),
+                }
+                if task["gpus"]:
+                    gpus = ",".join(map(str, task["gpus"]))
+                    variables["CUDA_VISIBLE_DEVICES"] = variables["SLURM_STEP_GPUS"] = gpus
+                pid = self._fork(rank, node_id, task["node"], group, variables)
+                group = group or pid
+                self.ranks[pid] = rank
+                rank += 1
+            self.groups.add(group)
+        for handle in self.files.values():
+            os.close(handle)
+
+    def _fork(self, rank: int, node_id: int, node: str, group: int, variables: dict[str, str]) -> int:
+        letters = {"j": self.job_id, "s": self.number, "t": rank, "n": node_id, "N": node}
+        letters["J"] = f"{self.job_id}.{self.number}"
+        if "SLURM_ARRAY_JOB_ID" in variables:
+            letters |= {"A": variables["SLURM_ARRAY_JOB_ID"], "a": variables["SLURM_ARRAY_TASK_ID"]}
+        stdout = self._stream("output", letters, 1)
+        stderr = self._stream("error", letters, 2) if "error" in self.given else stdout
+        stderr = 2 if stderr == 1 else stderr
+        handles, readers = [stdout, stderr], []
+        if "label" in self.given:
+            for index, target in enumerate((stdout, stderr)):
+                reader, handles[index] = os.pipe()
+                readers.append(reader)
+                self.pipes[reader] = (rank, bytearray(), os.dup(target))
+        own = os.getpid()
+        pid = os.fork()
+        if pid:
+            _join(pid, group)
+            if readers:
+                os.close(handles[0])
+                os.close(handles[1])
+            return pid
+        try:
+            tree.prctl(tree.PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != own:
+                os._exit(1)
+            _join(0, group)
+            tree.reset_signals()
+            signal.set_wakeup_fd(-1)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(handles[0], 1)
+            os.dup2(handles[1], 2)
+            os.chdir(self.given.get("chdir", "."))
+            os.execvpe(self.command[0], self.command, variables)  # noqa: S606
+        except OSError as error:
+            os.write(2, f"srun: error: cannot run {self.command[0]}: {error.strerror}\n".encode())
+            os._exit(13 if isinstance(error, PermissionError) else 2)
+        finally:
+            os._exit(127)
+
+    def _stream(self, option: str, letters: dict[str, Any], inherited: int) -> int:
+        if option not in self.given:
+            return inherited
+        path = names.fill(self.given[option], letters)
+        if path not in self.files:
+            mode = os.O_APPEND if self.given.get("open-mode") == "append" else os.O_APPEND | os.O_TRUNC
+            self.files[path] = os.open(path, os.O_WRONLY | os.O_CREAT | mode, 0o666)
+        return self.files[path]
+
+    def wait(self, caught: list[int], wake: int) -> int:
+        """Until no task runs. Returns the exit code of the first task that failed, 128 + signal for a killed one."""
+        while self.ranks or self.pipes:
+            self._read(wake)
+            while caught:
+                self.signal_tasks(caught.pop(0))
+            for pid, status in tree.reap().items():
+                if pid in self.ranks:
+                    self._task_ended(self.ranks.pop(pid), os.waitstatus_to_exitcode(status))
+            if time.monotonic() >= self.kill_at and self.ranks:
+                for pid in tree.marked(f"{folders.STEP}={self.path}"):
+                    tree.kill(pid, signal.SIGKILL)
+            if not self.ranks and self.pipes and not tree.marked(f"{folders.STEP}={self.path}"):
+                self._read(wake)  # the last words, then nobody is left who could write
+                break
+        return self.code
+
+    def _read(self, wake: int) -> None:
+        ready, _, _ = select.select([wake, *self.pipes], [], [], 0.5 if self.ranks else 0.05)
+        for handle in ready:
+            if handle == wake:
+                os.read(wake, 512)
+                continue
+            rank, line, target = self.pipes[handle]
+            chunk = os.read(handle, 65536)
+            line += chunk if chunk else b"\n" if line else b""
+            while (end := line.find(b"\n")) >= 0:
+                os.write(target, b"%d: %b" % (rank, bytes(line[: end + 1])))
+                del line[: end + 1]
+            if not chunk:
+                del self.pipes[handle]
+                os.close(handle)
+
+    def signal_tasks(self, number: int) -> None:
+        """To the tasks alone: their helpers are theirs to end."""
+        for pid in self.ranks:
+            tree.kill(pid, number)
+
+    def _task_ended(self, rank: int, code: int) -> None:
+        if code == 0:
+            return
+        code = code if code > 0 else 128 - code
+        if not self.ending:
+            how = f"killed by {signal.Signals(code - 128).name}" if code > 128 and _is_signal(code - 128) else ""
+            print(f"srun: error: task {rank}: {how or f'exited with exit code {code}'}", file=sys.stderr, flush=True)
+        self.code = self.code or code
+        if self.given.get("kill-on-bad-exit", "0") != "0" and not self.ending:
+            self.ending = True
+            self.kill_at = time.monotonic() + self.kill_wait
+            self.signal_tasks(signal.SIGTERM)
+
+
+def _is_signal(number: int) -> bool:
+    return number in set(signal.Signals)
+
+
+def _join(pid: int, group: int) -> None:
+    """Both sides of the fork do this, so that it is done before either goes on."""
+    try:
+        os.setpgid(pid, group)
+    except OSError:
+        return  # the other side was first, or the task has ended
+
+
+def _claim_step(run_dir: str) -> tuple[int, str]:
+    number, who = 0, tree.identity(os.getpid())
+    while not folders.claim(path := os.path.join(folders.steps(run_dir), str(number)), who):
+        number += 1
+    return number, path
+
+
+def main(arguments: list[str]) -> int:
+    """`srun OPTIONS COMMAND`."""
+    environ = dict(os.environ)
+    run_dir = environ.get(folders.RUN, "")
+    if not run_dir:
+        print("srun: error: this is the local scheduler's srun, it works inside its jobs only", file=sys.stderr)
+        return 1
+    caught: list[int] = []
+    wake, woken = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    for number in (*HANDED_ON, signal.SIGCHLD):
+        signal.signal(number, lambda number, frame: None if number == signal.SIGCHLD else caught.append(number))
+    try:
+        step = Step(*options(arguments), run_dir, environ)
+        step.start()
+    except (ValueError, OSError) as error:
+        print(f"srun: error: {error}", file=sys.stderr)
+        return 1
+    return step.wait(caught, wake)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
