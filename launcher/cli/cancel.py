@@ -1,0 +1,45 @@
+"""`swiftlaunch cancel`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.cli.messages import say
+from launcher.cli.parameters import run_argument
+
+if TYPE_CHECKING:
+    from launcher.registry import RunRow
+
+
+@click.command(name="cancel")
+@run_argument
+@click.argument("stages", metavar="[STAGE]...", nargs=-1)
+def command(run: RunRow, stages: tuple[str, ...]) -> None:
+    """Cancel a run, or the named stages of it.
+
+    Stages that wait for a cancelled stage are never started. Prints the ids of the cancelled jobs; what the run has
+    written stays, and `swiftlaunch resume` goes on from there.
+
+    \b
+    Example:
+      swiftlaunch cancel latest quantize
+    """
+    from launcher import watch
+    from launcher.submit import cancel
+    from launcher.view.logs import known_stage
+
+    plan = watch.load_plan(run.run_dir)
+    wanted = [known_stage(plan, stage) for stage in stages] or [stage.name for stage in plan.stages]
+    jobs = {
+        stage.name: stage.job_id
+        for stage in watch.refresh(run.run_dir).stages
+        if stage.name in wanted and stage.job_id and not stage.state.terminal
+    }
+    if not jobs:
+        say("nothing to cancel: no such stage waits or runs")
+        return
+    for job_id in cancel(run.run_dir, plan, jobs):
+        click.echo(job_id)
+    say(f"cancelled {', '.join(jobs)}; `swiftlaunch resume {run.run_id}` goes on from what is saved")

@@ -1,0 +1,87 @@
+"""`swiftlaunch diff`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.cli.parameters import prepared, registry, set_option, site_option
+
+if TYPE_CHECKING:
+    from launcher.plan import Plan
+
+# What differs between any two launches, and says nothing about what they do.
+_NAMES_OF_ONE_LAUNCH = ("run_id", "run_dir", "recipe_path", "git_sha")
+
+
+@click.command(name="diff")
+@click.argument("before", metavar="RUN|RECIPE")
+@click.argument("after", metavar="RECIPE", type=click.Path(path_type=Path))
+@set_option
+@site_option
+def command(before: str, after: Path, overrides: tuple[str, ...], site_name: str) -> int:
+    """Compare what a run got, or what another recipe gives, with what a recipe gives now.
+
+    Prints a unified diff of plan.json and of the job scripts. Run ids and run folders are the same word on both
+    sides, so that only real changes show. A run is compared on its own site; --set changes RECIPE alone.
+    Exit code 0: no difference, 1: there are differences.
+
+    \b
+    Example:
+      swiftlaunch diff latest recipe.toml
+    """
+    if Path(before).is_file():
+        old = _of_recipe(Path(before), (), site_name)
+    else:
+        row = registry().find(before)
+        old = _of_run(row.run_dir)
+        site_name = site_name or row.site
+    new = _of_recipe(after, overrides, site_name)
+    differs = False
+    for name in dict.fromkeys([*old, *new]):
+        lines = list(
+            difflib.unified_diff(
+                old.get(name, "").splitlines(),
+                new.get(name, "").splitlines(),
+                f"{before}/{name}" if name in old else "/dev/null",
+                f"{after}/{name}" if name in new else "/dev/null",
+                lineterm="",
+            )
+        )
+        differs = differs or bool(lines)
+        for line in lines:
+            click.echo(line)
+    return 1 if differs else 0
+
+
+def comparable(plan: Plan, scripts: dict[str, str]) -> dict[str, str]:
+    """The files of a launch, `{name: text}`, with one word for its run id and one for its run folder."""
+
+    def neutral(text: str) -> str:
+        return text.replace(plan.run_dir, "RUN_DIR").replace(plan.run_id, "RUN_ID")
+
+    data = json.loads(plan.to_json())
+    for key in _NAMES_OF_ONE_LAUNCH:
+        data.pop(key)
+    files = {"plan.json": json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"}
+    files.update({f"scripts/{stage}.sh": text for stage, text in scripts.items()})
+    return {name: neutral(text) for name, text in files.items()}
+
+
+def _of_run(run_dir: Path) -> dict[str, str]:
+    from launcher.rundir import RunDir
+    from launcher.watch import load_plan
+
+    plan = load_plan(run_dir)
+    files = RunDir(run_dir)
+    scripts = {stage.name: files.script(stage.name).read_text(encoding="utf-8") for stage in plan.stages}
+    return comparable(plan, scripts)
+
+
+def _of_recipe(recipe: Path, overrides: tuple[str, ...], site_name: str) -> dict[str, str]:
+    ready = prepared(recipe, overrides, site_name)
+    return comparable(ready.plan, ready.scripts)

@@ -1,0 +1,30 @@
+"""Stay with a run until it ends; what submit, resume, serve and status share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.cli.messages import if_interrupted, print_json
+
+# Seconds between two looks. Slurm's controller serves a whole centre, the local scheduler this user.
+INTERVAL_SECONDS = {"local": 1.0, "slurm": 10.0}
+
+
+def follow_run(run_dir: Path, run_id: str, scheduler: str, *, as_json: bool) -> int:
+    """Show the run on stderr until it has ended, then its summary (or its status as JSON) on stdout.
+
+    Returns the exit code: 0 if every stage succeeded, else 1.
+    """
+    from launcher import watch
+    from launcher.view.console import data_console, message_console
+    from launcher.view.follow import show_while_running
+    from launcher.view.summary import show_summary
+
+    with if_interrupted(f"the run goes on; swiftlaunch status {run_id}"):
+        statuses = watch.follow(run_dir, INTERVAL_SECONDS[scheduler])
+        last = show_while_running(statuses, message_console())
+    if as_json:
+        print_json(last.to_json())
+    else:
+        show_summary(last, watch.load_plan(run_dir), data_console())
+    return 0 if last.succeeded else 1

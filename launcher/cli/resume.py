@@ -1,0 +1,53 @@
+"""`swiftlaunch resume`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.cli.following import follow_run
+from launcher.cli.messages import if_interrupted, print_json, say
+from launcher.cli.parameters import follow_option, json_option, run_argument
+
+if TYPE_CHECKING:
+    from launcher.registry import RunRow
+
+
+@click.command(name="resume")
+@run_argument
+@follow_option
+@json_option
+def command(run: RunRow, follow: bool, as_json: bool) -> int:
+    """Submit again what has not succeeded and is not in the queue.
+
+    Stages with a result are kept; training goes on from its newest checkpoint. Prints the stages that were submitted.
+    Safe to repeat: with nothing to do it does nothing.
+
+    \b
+    Example:
+      swiftlaunch resume latest --follow
+    """
+    from launcher import watch
+    from launcher.submit import resume
+
+    plan = watch.load_plan(run.run_dir)
+
+    def active_jobs() -> dict[str, str]:
+        stages = watch.refresh(run.run_dir).stages
+        return {stage.name: stage.job_id for stage in stages if stage.job_id and not stage.state.terminal}
+
+    with if_interrupted(f"`swiftlaunch status {run.run_id}` says what was submitted"):
+        stages = resume(run.run_dir, plan, active_jobs)
+    if not as_json:
+        for stage in stages:
+            click.echo(stage)
+    if not stages:
+        say("nothing to resume: every stage has succeeded or is in the queue")
+    if follow:
+        return follow_run(run.run_dir, run.run_id, run.scheduler, as_json=as_json)
+    if as_json:
+        print_json({"run_id": run.run_id, "submitted": stages})
+    if stages:
+        say(f"submitted {len(stages)} stages; `swiftlaunch status {run.run_id} --follow` shows how they go")
+    return 0

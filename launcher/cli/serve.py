@@ -1,0 +1,55 @@
+"""`swiftlaunch serve`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.cli.following import follow_run
+from launcher.cli.messages import if_interrupted, print_json, say
+from launcher.cli.parameters import follow_option, json_option, run_argument
+from launcher.cli.site_choice import chosen_site
+
+if TYPE_CHECKING:
+    from launcher.registry import RunRow
+
+
+@click.command(name="serve")
+@run_argument
+@click.option(
+    "--minutes",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=60,
+    show_default=True,
+    help="How long the server stays up; 0: it answers the recipe's prompt and stops.",
+)
+@follow_option
+@json_option
+def command(run: RunRow, minutes: int, follow: bool, as_json: bool) -> int:
+    """Serve what a run made once more, as a run of its own.
+
+    Prints the new run's id. `swiftlaunch status` shows the address as soon as the server has answered, and
+    `swiftlaunch cancel` ends it early.
+
+    \b
+    Example:
+      swiftlaunch serve latest --minutes 30 --follow
+    """
+    from launcher import watch
+    from launcher.submit import serve_again, submit
+
+    ready = serve_again(watch.load_plan(run.run_dir), chosen_site(run.site).site, minutes)
+    run_id = ready.plan.run_id
+    with if_interrupted(f"`swiftlaunch status {run_id}` says whether anything was submitted"):
+        row = submit(ready, environ=os.environ)
+    if not as_json:
+        click.echo(run_id)
+    if follow:
+        return follow_run(row.run_dir, run_id, row.scheduler, as_json=as_json)
+    if as_json:
+        print_json({**vars(row), "run_dir": str(row.run_dir)})
+    say(f"`swiftlaunch status {run_id} --follow` shows the address; `swiftlaunch cancel {run_id}` ends it")
+    return 0

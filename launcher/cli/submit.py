@@ -1,0 +1,48 @@
+"""`swiftlaunch submit`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from launcher.cli.following import follow_run
+from launcher.cli.messages import if_interrupted, print_json, say
+from launcher.cli.parameters import follow_option, json_option, prepared, recipe_argument, set_option, site_option
+
+
+@click.command(name="submit")
+@recipe_argument
+@set_option
+@site_option
+@follow_option
+@json_option
+def command(recipe: Path, overrides: tuple[str, ...], site_name: str, follow: bool, as_json: bool) -> int:
+    """Submit a recipe: every stage becomes a job that waits for the stages before it.
+
+    Shows the plan, writes the run folder, submits, and prints the run id. From then on the run needs nobody: it
+    finishes with this terminal closed. With --follow the stages are shown as they go, and at the end the results.
+
+    \b
+    Example:
+      swiftlaunch submit recipe.toml --site local --follow
+    """
+    ready = prepared(recipe, overrides, site_name)
+
+    from launcher.submit import submit
+    from launcher.view.console import message_console
+    from launcher.view.plan_table import show_plan
+
+    show_plan(ready.plan, message_console(), why_site=ready.why_site)
+    run_id = ready.plan.run_id
+    with if_interrupted(f"`swiftlaunch status {run_id}` says whether anything was submitted"):
+        row = submit(ready, environ=os.environ)
+    if not as_json:
+        click.echo(run_id)
+    if follow:
+        return follow_run(row.run_dir, run_id, row.scheduler, as_json=as_json)
+    if as_json:
+        print_json({**vars(row), "run_dir": str(row.run_dir)})
+    say(f"submitted {len(ready.plan.stages)} stages; `swiftlaunch status {run_id} --follow` shows how they go")
+    return 0

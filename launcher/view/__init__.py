@@ -1,0 +1,1 @@
+"""What a person sees: tables, a live view, a summary, logs. Read only."""
