@@ -94,23 +94,18 @@ def training_bytes(precision: str, optimizer: str, *, shards: int = 1) -> tuple[
 
 
 def rank_parameters(facts: ModelFacts, layout: Layout) -> int:
-    """Parameters of the rank that holds most: its layers, and the embedding (twice without pipeline, untied)."""
-    layers = -(-facts.layers // layout.pipeline)
-    tables = 2 if layout.pipeline == 1 and not facts.tied_embeddings else 1
-    embedding = tables * facts.vocabulary * facts.hidden // layout.tensor
-    return layers * layer_parameters(facts, layout) + embedding
+    """Parameters of the rank that holds most: its share of the layers, and the embedding (both, without pipeline).
 
-
-def layer_parameters(facts: ModelFacts, layout: Layout) -> int:
-    """Parameters of one layer on one rank: attention, gated MLP or experts with their router, two norms."""
-    query, key_value = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
-    attention = facts.hidden * (2 * query + 2 * key_value) // layout.tensor
-    if facts.experts:
-        each = 3 * facts.hidden * facts.expert_intermediate // layout.expert_tensor
-        mlp = facts.experts // layout.expert * each + facts.hidden * facts.experts
-    else:
-        mlp = 3 * facts.hidden * facts.intermediate // layout.tensor
-    return attention + mlp + 2 * facts.hidden
+    TP divides the tables and everything in layers but experts, which EP and expert TP divide. Norms and routers are
+    not divided, which is too little to count.
+    """
+    table = facts.vocabulary * facts.hidden
+    tables = table if facts.tied_embeddings else 2 * table
+    sparse = facts.layers - facts.dense_layers
+    experts = sparse * facts.experts * 3 * facts.hidden * facts.expert_intermediate
+    layers = (facts.parameters - tables - experts) / layout.tensor + experts / (layout.expert * layout.expert_tensor)
+    share = -(-facts.layers // layout.pipeline) / facts.layers
+    return round(layers * share + (tables if layout.pipeline == 1 else table) / layout.tensor)
 
 
 def lora_parameters(facts: ModelFacts, rank: int, layout: Layout) -> int:
@@ -120,11 +115,21 @@ def lora_parameters(facts: ModelFacts, rank: int, layout: Layout) -> int:
     of the two matrices is divided; that is left out here, so with TP this is an upper bound.
     """
     query, key_value = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
-    attention = (facts.hidden + query + 2 * key_value) + (query + facts.hidden)
-    width = facts.expert_intermediate if facts.experts else facts.intermediate
-    copies = facts.experts // layout.expert if facts.experts else 1
-    mlp = copies * ((facts.hidden + 2 * width) + (width + facts.hidden))
-    return -(-facts.layers // layout.pipeline) * rank * (attention + mlp)
+    attention = facts.layers * ((facts.hidden + query + 2 * key_value) + (query + facts.hidden))
+    mlp = facts.dense_layers * (2 * facts.hidden + 3 * facts.intermediate)
+    if sparse := facts.layers - facts.dense_layers:
+        mlp += sparse * facts.experts // layout.expert * (2 * facts.hidden + 3 * facts.expert_intermediate)
+        if facts.shared_intermediate:
+            mlp += sparse * (2 * facts.hidden + 3 * facts.shared_intermediate)
+    share = -(-facts.layers // layout.pipeline) / facts.layers
+    return round(rank * (attention + mlp) * share)
+
+
+def mlp_width(facts: ModelFacts) -> float:
+    """Width of the MLP that a token meets, averaged over the layers: dense, or its experts and the shared ones."""
+    sparse = facts.layers - facts.dense_layers
+    expert = facts.experts_per_token * facts.expert_intermediate + facts.shared_intermediate
+    return (facts.dense_layers * facts.intermediate + sparse * expert) / facts.layers
 
 
 def activation_bytes(facts: ModelFacts, shape: TrainShape) -> float:
@@ -163,8 +168,7 @@ def layer_activation_values(facts: ModelFacts, shape: TrainShape) -> float:
     """
     layout = shape.layout
     query, key_value = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
-    width = facts.experts_per_token * facts.expert_intermediate if facts.experts else facts.intermediate
-    divided = 2 * query + 2 * key_value + 3 * width
+    divided = 2 * query + 2 * key_value + 3 * mlp_width(facts)
     if not shape.fused_attention and shape.recompute != "selective":
         divided += 2.5 * facts.heads * shape.sequence_length
     return 4 * facts.hidden / (layout.tensor if layout.sequence_parallel else 1) + divided / layout.tensor
@@ -192,11 +196,21 @@ def quantize_mib(facts: ModelFacts, *, method: str, samples: int, length: int, g
     its inverse in fp32; the calibration activations of a layer's input and output are kept in fp32 too.
     """
     weights = facts.parameters * (2 if gpu else 4)
-    inputs = max(facts.hidden, facts.expert_intermediate if facts.experts else facts.intermediate)
+    inputs = max(linear_inputs(facts))
     hessian = 2 * 4 * inputs * inputs if method == "gptq" else 0
     calibration = 2 * 4 * samples * length * facts.hidden
     framework = FRAMEWORK_GPU_MIB if gpu else INFERENCE_CPU_MIB
     return (weights + hessian + calibration) / MIB + framework
+
+
+def linear_inputs(facts: ModelFacts) -> list[int]:
+    """Numbers of inputs of the linear layers, which quantization groups divide; each once, ascending."""
+    widths = {facts.hidden, facts.heads * facts.head_dim}
+    if facts.dense_layers:
+        widths.add(facts.intermediate)
+    if facts.experts:
+        widths |= {facts.expert_intermediate, facts.shared_intermediate} - {0}
+    return sorted(widths)
 
 
 def export_mib(facts: ModelFacts, *, width: float, gpu: bool) -> float:

@@ -79,7 +79,7 @@ def boxes(
                 found.append(Box("evaluate-quantized", "evaluate", "quantize", role, options, needs))
 
     if recipe.serve is not None:
-        engine = recipe.serve.engine
+        engine: str = recipe.serve.engine
         if engine == "auto":
             engine = default_engine(gpus["serve"], quantization)
         options = {"model": newest, "serve": resolved["serve"], "engine": engine, "quantization": quantization}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launcher.engines import GPTQ_GROUP_SIZES, divisible_group_sizes, engine_refusal
 from launcher.errors import Fault
+from launcher.memory import linear_inputs
 from launcher.models import ModelFacts
 from launcher.plan import Environment, Resources
 from launcher.planner.boxes import Box
 from launcher.recipe import Recipe
 from launcher.sites import Site
-from launcher.topology import Layout, ModelShape, layout_faults
+from launcher.topology import Layout, layout_faults
 
 # what of the recipe's choices has a worker
 _BUILT = {
@@ -38,11 +39,14 @@ def train_faults(recipe: Recipe, facts: ModelFacts, need: Resources, site: Site)
     for key, built in _BUILT.items():
         if (value := getattr(train, key)) not in built:
             yield Fault(f"train.{key}", f'"{value}" is not built yet', "choose " + ", ".join(built))
+    if not facts.megatron:
+        message = f"Megatron-core does not train {facts.architecture} models here"
+        yield Fault("model", message, "choose a Llama, Qwen or GLM model: swiftlaunch models")
     if recipe.tracking.wandb:
         yield Fault("tracking.wandb", "is not built yet", "use tensorboard = true")
     yield from layout_faults(
         layout_of(recipe),
-        shape_of(facts),
+        facts.shape,
         world_size=need.world_size,
         global_batch_size=train.global_batch_size,
         micro_batch_size=train.micro_batch_size,
@@ -84,7 +88,7 @@ def quantize_faults(recipe: Recipe, facts: ModelFacts) -> Iterator[Fault]:
     quantize = recipe.quantize
     if quantize is None or quantize.method != "gptq" or quantize.group_size in (None, -1):
         return
-    sizes = input_sizes(facts)
+    sizes = linear_inputs(facts)
     possible = divisible_group_sizes(sizes)
     if quantize.group_size in possible:
         return
@@ -117,9 +121,9 @@ def serve_warnings(recipe: Recipe, site: Site, need: Resources | None) -> Iterat
         yield f"quantize.method: {site.node.gpu_type} GPUs have no fp8 units; engines use fp8 for the weights alone"
 
 
-def container_warnings(recipe_data: dict[str, Any] | None, environments: Sequence[Environment]) -> Iterator[str]:
+def container_warnings(data: Mapping[str, Any] | None, environments: Sequence[Environment]) -> Iterator[str]:
     """Data files that containers cannot see."""
-    paths = [*(recipe_data or {}).get("train", ()), *(recipe_data or {}).get("evaluation", ())]
+    paths = [*(data or {}).get("train", ()), *(data or {}).get("evaluation", ())]
     for environment in sorted({each.role: each for each in environments}.values(), key=lambda each: each.role):
         if environment.kind not in ("pyxis", "apptainer"):
             continue
@@ -130,24 +134,6 @@ def container_warnings(recipe_data: dict[str, Any] | None, environments: Sequenc
                 f"data: {hidden[0]} is in no mount of the {environment.role} container; "
                 f"add its folder to environments.{environment.role}.mounts of the site"
             )
-
-
-def shape_of(facts: ModelFacts) -> ModelShape:
-    """The sizes that a layout must divide."""
-    return ModelShape(
-        layers=facts.layers,
-        hidden=facts.hidden,
-        heads=facts.heads,
-        kv_heads=facts.kv_heads,
-        vocabulary=facts.vocabulary,
-        experts=facts.experts,
-    )
-
-
-def input_sizes(facts: ModelFacts) -> list[int]:
-    """Numbers of inputs of the layers that are quantized, each once, ascending."""
-    width = facts.expert_intermediate if facts.experts else facts.intermediate
-    return sorted({facts.hidden, width, facts.heads * facts.head_dim})
 
 
 def _one_of(gpu_type: str, names: Sequence[str]) -> bool:

@@ -174,7 +174,8 @@ def test_apptainer_runs_the_worker_in_the_image(tmp_path: Path) -> None:
     environment = Environment("vllm", "apptainer", "python3", image="/i.sif", mounts=("/a:/b", "/c:/c:ro"))
     plan = a_plan(tmp_path, environment=environment, resources=Resources(1, 1, 1, 1, 512, 10))
     assert command(plan.stages[0]) == [
-        "apptainer", "exec", "--nv", "--bind", "/a:/b", "--bind", "/c:/c:ro", "/i.sif", "python3", "-m", "launcher.work",
+        "apptainer", "exec", "--nv", "--bind", "/a:/b", "--bind", "/c:/c:ro", "/i.sif",
+        "python3", "-m", "launcher.work",
     ]  # fmt: skip
 
 
