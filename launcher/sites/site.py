@@ -10,6 +10,14 @@ from launcher import plan
 from launcher.errors import UserError
 
 ROLES = ("train", "transformers", "gptq", "compressor", "vllm", "sglang")
+IMPORTS = {  # what must import in the environment of a role
+    "train": ("torch", "transformers", "megatron.core"),
+    "transformers": ("torch", "transformers"),
+    "gptq": ("torch", "transformers", "gptqmodel"),
+    "compressor": ("torch", "transformers", "llmcompressor"),
+    "vllm": ("torch", "vllm"),
+    "sglang": ("torch", "sglang"),
+}
 STAGES = ("baseline", "train", "export", "evaluate", "quantize", "serve")
 SCHEDULERS = ("local", "slurm")
 ENVIRONMENT_KINDS = ("locked", "venv", "modules", "pyxis", "apptainer")
