@@ -86,7 +86,9 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
         if job_id.isdigit():
             until(lambda job_id=job_id: desk.job(job_id).state.terminal, f"the end of job {job_id}")
     until(lambda: not tree.alive(desk.supervisor()), "the supervisor to end by itself")
-    left = {pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if str(state_dir).encode() in _environ(pid)}
+    left = {
+        pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if str(state_dir).encode() in _environ(pid)
+    }
     for pid in left:
         tree.kill(pid, signal.SIGKILL)
     assert not left, "processes of jobs are left"
@@ -99,5 +101,3 @@ def _environ(pid: int) -> bytes:
         return Path(f"/proc/{pid}/environ").read_bytes() if state and state[0] not in "ZX" else b""
     except OSError:
         return b""
-
-

@@ -297,7 +297,9 @@ def test_memory_and_gpus_are_shared_out(desk: Desk) -> None:
     go.touch()
     assert desk.end(small).state is State.COMPLETED
     dealt = scheduler.submit(
-        desk.script("srun -n2 --gpus-per-task=1 bash -c 'echo $SLURM_PROCID:$CUDA_VISIBLE_DEVICES'", "--gpus-per-node=2 -n2")
+        desk.script(
+            "srun -n2 --gpus-per-task=1 bash -c 'echo $SLURM_PROCID:$CUDA_VISIBLE_DEVICES'", "--gpus-per-node=2 -n2"
+        )
     )
     assert desk.end(dealt).state is State.COMPLETED
     assert sorted(desk.log(dealt).split()) == ["0:0", "1:1"]
@@ -378,7 +380,7 @@ def test_a_job_that_submits_keeps_its_child_apart(desk: Desk) -> None:
         f"print('child', open_scheduler('local', state_dir=Path({str(desk.state_dir)!r})).submit(Path({str(child)!r})))"
     )
     go = desk.folder / "go"
-    parent = desk.submit(f"echo up; while [ ! -e {go} ]; do sleep 0.02; done; {sys.executable} -c \"{code}\"")
+    parent = desk.submit(f'echo up; while [ ! -e {go} ]; do sleep 0.02; done; {sys.executable} -c "{code}"')
     desk.wait_for(parent, "up")
     old = desk.supervisor()
     tree.send(old, signal.SIGKILL)
