@@ -24,7 +24,7 @@ _NAMES_OF_ONE_LAUNCH = ("run_id", "run_dir", "recipe_path", "git_sha")
 @set_option
 @site_option
 def command(before: str, after: Path, overrides: tuple[str, ...], site_name: str) -> int:
-    """Compare what a run got, or what another recipe gives, with what a recipe gives now.
+    """Compare a run, or a recipe, with what a recipe gives now.
 
     Prints a unified diff of plan.json and of the job scripts. Run ids and run folders are the same word on both
     sides, so that only real changes show. A run is compared on its own site; --set changes RECIPE alone.

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from launcher.cli.messages import if_interrupted, print_json, say
 from launcher.cli.parameters import json_option, site_option
 from launcher.cli.site_choice import chosen_site
+
+if TYPE_CHECKING:
+    from launcher.environments import EnvironmentState
+    from launcher.sites import Site
 
 
 @click.group(name="env", invoke_without_command=True)
@@ -37,10 +42,8 @@ def list_environments(site_name: str = "", as_json: bool = False) -> None:
     Example:
       swiftlaunch env list --site local
     """
-    from launcher import environments
-
     site = chosen_site(site_name).site
-    found = [environments.status(site, role) for role in site.environments]
+    found = [_status(site, role) for role in site.environments]
     if as_json:
         print_json([asdict(state) for state in found])
         return
@@ -102,3 +105,15 @@ def remove(role: str, site_name: str) -> None:
 
     freed = environments.remove(chosen_site(site_name).site, role)
     say(f"removed {role}: {show_mib(freed)} free" if freed else f"{role} was not there")
+
+
+def _status(site: Site, role: str) -> EnvironmentState:
+    """What is there for a role; one that has no lock file is broken, and the others are still listed."""
+    from launcher import environments
+    from launcher.errors import UserError
+
+    try:
+        return environments.status(site, role)
+    except UserError as error:
+        kind = site.environments[role].kind
+        return environments.EnvironmentState(role, kind, python="", present=False, broken=error.message)

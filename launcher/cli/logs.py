@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -38,7 +39,7 @@ def command(run: RunRow, stage: str, follow: bool, rank: int, attempt: int | Non
     files = RunDir(run.run_dir)
     name = logs.choose_stage(plan, watch.refresh(run.run_dir).stages, stage)
     source = logs.Source(files, name, rank=rank, attempt=attempt, batch=batch)
-    out = click.get_binary_stream("stdout")
+    out = sys.stdout.buffer
 
     def ended() -> bool:
         status = watch.refresh(run.run_dir)

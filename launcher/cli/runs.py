@@ -65,7 +65,8 @@ def _rebuild() -> None:
     from launcher.errors import InputError
     from launcher.sites import load_site
 
-    roots: dict[Path, None] = {}
+    # folders of runs that are known now, then those of the sites: a site file may lie anywhere
+    roots = {row.run_dir.parent: None for row in registry().runs()}
     for file in all_sites():
         try:
             roots[Path(load_site(file.path, Path.home()).runs_dir)] = None

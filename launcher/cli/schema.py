@@ -9,7 +9,9 @@ from launcher.cli.messages import print_json
 
 @click.command(name="schema")
 def command() -> None:
-    """Print the JSON schema of recipes, for editors that complete and check TOML.
+    """Print the JSON schema of recipes.
+
+    Editors complete and check TOML with it.
 
     \b
     Example:

@@ -9,7 +9,7 @@ import click
 
 from launcher.cli.following import follow_run
 from launcher.cli.messages import if_interrupted, print_json, say
-from launcher.cli.parameters import follow_option, json_option, run_argument
+from launcher.cli.parameters import follow_option, json_option, run_argument, site_option
 from launcher.cli.site_choice import chosen_site
 
 if TYPE_CHECKING:
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="How long the server stays up; 0: it answers the recipe's prompt and stops.",
 )
+@site_option
 @follow_option
 @json_option
-def command(run: RunRow, minutes: int, follow: bool, as_json: bool) -> int:
-    """Serve what a run made once more, as a run of its own.
+def command(run: RunRow, minutes: int, site_name: str, follow: bool, as_json: bool) -> int:
+    """Serve again what a run made.
 
-    Prints the new run's id. `swiftlaunch status` shows the address as soon as the server has answered, and
+    The server is a run of its own, on the same site unless --site names another. Prints the new run's id. `swiftlaunch status` shows the address as soon as the server has answered, and
     `swiftlaunch cancel` ends it early.
 
     \b
@@ -41,7 +42,7 @@ def command(run: RunRow, minutes: int, follow: bool, as_json: bool) -> int:
     from launcher import watch
     from launcher.submit import serve_again, submit
 
-    ready = serve_again(watch.load_plan(run.run_dir), chosen_site(run.site).site, minutes)
+    ready = serve_again(watch.load_plan(run.run_dir), chosen_site(site_name or run.site).site, minutes)
     run_id = ready.plan.run_id
     with if_interrupted(f"`swiftlaunch status {run_id}` says whether anything was submitted"):
         row = submit(ready, environ=os.environ)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @run_argument
 @json_option
 def command(run: RunRow, as_json: bool) -> None:
-    """Show everything about a run: where it came from, what it made, its results and where files lie.
+    """Show everything about a run.
+
+    Where it came from, what it made and with which software, its results, and where its files lie.
 
     RUN is a run id, a unique start of one, a recipe's name (its newest run), or "latest".
 

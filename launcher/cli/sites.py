@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,7 +29,7 @@ def command(site_name: str, as_json: bool) -> None:
     from launcher.sites import load_site
 
     choice = chosen_site(site_name)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for file in all_sites():
         try:
             site = load_site(file.path, Path.home())

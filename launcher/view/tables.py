@@ -17,3 +17,9 @@ def show_rows(names: Sequence[str], rows: Sequence[Sequence[str | Text]], consol
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     console.print(table)
+
+
+def level_rows(findings: Sequence[tuple[str, str, str, str]]) -> list[list[str | Text]]:
+    """Rows of findings; the level (ok, warn or fail) that each begins with gets its colour."""
+    styles = {"ok": "green", "warn": "yellow"}
+    return [[Text(level, style=styles.get(level, "bold red")), *words] for level, *words in findings]
