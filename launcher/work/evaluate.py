@@ -19,7 +19,7 @@ from launcher.errors import WorkerError
 from launcher.record import write_text
 from launcher.work.context import Context
 from launcher.work.data import Problem, problems, score
-from launcher.work.models import load_for_inference, load_tokenizer, model_folder
+from launcher.work.models import load_for_inference, load_tokenizer, model_folder, share_cores
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Item:
 def run(context: Context) -> None:
     """Evaluate `options.model` as `options.evaluate` says."""
     started = time.monotonic()
+    share_cores()
     options = context.options["evaluate"]
     folder = model_folder(context)
     rows = problems(context.options["data"], "evaluation")[: options.get("limit")]
