@@ -82,27 +82,26 @@ def read_source(path: Path, overrides: Sequence[str]) -> tuple[Source, str]:
     current: Path | None = path
     asked_by = ""
     while current is not None:
+        content = _read(current, asked_by)
         identity = Path(os.path.realpath(current))
         if identity in seen:
-            circle = " -> ".join(str(name) for name in [*seen.values(), current])
-            raise InputError(
-                [Fault(asked_by, f"recipes extend each other in a circle: {circle}", "remove one extends")]
-            )
+            circle = " -> ".join(_label(name) for name in [*seen.values(), current])
+            message = f"recipes extend each other in a circle: {circle}"
+            raise InputError([Fault(asked_by, message, "remove one extends")])
         seen[identity] = current
-        content = _read(current, asked_by)
         text = text or content
-        table, lines = parse(content, str(current))
+        table, lines = parse(content, _label(current))
         chain.append((current, table, lines))
         base = table.get("extends")
-        asked_by = f"{current}:{lines.get(('extends',), 1)} extends"
+        asked_by = f"{_label(current)}:{lines.get(('extends',), 1)} extends"
         if base is not None and (not isinstance(base, str) or not base or any(map(unprintable, base))):
             raise InputError([Fault(asked_by, f"{shown(base)} is not a path", 'write extends = "base.toml"')])
         current = Path(os.path.normpath(current.parent / os.path.expanduser(base))) if base else None
-    fallback = Origin(str(path), 0, path.parent)
+    fallback = Origin(_label(path), 0, path.parent)
     source = Source({}, {}, fallback)
     for file, table, lines in reversed(chain):
         table.pop("extends", None)
-        _overlay(source, table, {loc: Origin(str(file), line, file.parent) for loc, line in lines.items()})
+        _overlay(source, table, {loc: Origin(_label(file), line, file.parent) for loc, line in lines.items()})
     _override(source, overrides, path.parent)
     return source, text
 
@@ -121,9 +120,14 @@ def parse(text: str, label: str) -> tuple[Table, dict[Loc, int]]:
         raise InputError([Fault(label, "nested too deeply for a recipe")]) from None
 
 
+def _label(path: Path) -> str:
+    """A path for a message; control characters in file names are escaped."""
+    return shown(str(path)) if any(map(unprintable, str(path))) else str(path)
+
+
 def _read(path: Path, asked_by: str) -> str:
-    where = asked_by or str(path)
-    what = f"{path}: " if asked_by else ""
+    where = asked_by or _label(path)
+    what = f"{_label(path)}: " if asked_by else ""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -143,7 +147,7 @@ def _read(path: Path, asked_by: str) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         hint = "save it as UTF-8 (iconv -f LATIN1 -t UTF-8)"
-        raise InputError([Fault(f"{path}:{line}", f"not UTF-8: byte 0x{raw[error.start]:02x}", hint)]) from None
+        raise InputError([Fault(f"{_label(path)}:{line}", f"not UTF-8: byte 0x{raw[error.start]:02x}", hint)]) from None
 
 
 def _recipes_in(folder: Path, name: str = "") -> str:
@@ -212,6 +216,9 @@ def _override(source: Source, overrides: Sequence[str], folder: Path) -> None:
             loc, value = parse_override(word)
         except ValueError as error:
             source.faults.append(Fault(f"--set {shown(word)}", str(error), "write --set section.key=value"))
+            continue
+        if loc == ("extends",):
+            source.faults.append(Fault("--set extends", "only a file can extend another", "write it into the recipe"))
             continue
         table: Any = value
         for part in reversed(loc):
