@@ -157,7 +157,7 @@ def _tokens(row: Problem, tokenizer: Any) -> tuple[list[int], list[bool]]:
             raise WorkerError(
                 f"the tokenizer's chat template writes the answer of row {row.id} differently from its prompt",
                 where="model",
-                hint="sft needs a template whose generation prompt begins the assistant's turn; use method cpt or another",
+                hint="the generation prompt must begin the assistant's turn; use another template, or method cpt",
             )
         # else: templates that shorten earlier turns (reasoning models) leave those out of the loss
     return tokens, trained

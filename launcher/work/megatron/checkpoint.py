@@ -1,8 +1,9 @@
 """Checkpoints: Megatron-core's torch_dist format, published whole or not at all, verified before use.
 
-    checkpoints/step-00000010/   .metadata, *.distcp, common.pt ...  weights (of adapters: the adapters alone), optimizer
-                                                                     state, random states of every rank
-                                 manifest.json                       step, progress, layout, SHA-256 of every file
+    checkpoints/step-00000010/
+        .metadata, *.distcp, common.pt ...   weights (of adapters: the adapters alone), optimizer state,
+                                             random states of every rank
+        manifest.json                        step, progress, layout, SHA-256 of every file
 
 A checkpoint is written under a name that starts with a dot and renamed when its manifest is on disk. The newest one
 whose manifest verifies is the one that counts, so nothing has to point at it.
@@ -203,5 +204,3 @@ def _flush(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-

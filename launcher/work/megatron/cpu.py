@@ -24,9 +24,9 @@ import torch.utils._device
 CPU = torch.device("cpu")
 
 _FACTORIES = (
-    "arange as_tensor empty empty_like eye full full_like linspace ones ones_like rand rand_like randint randn "
-    "randn_like tensor zeros zeros_like"
-).split()
+    *("arange", "as_tensor", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones", "ones_like"),
+    *("rand", "rand_like", "randint", "randn", "randn_like", "tensor", "zeros", "zeros_like"),
+)
 
 
 def enable() -> bool:

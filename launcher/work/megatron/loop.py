@@ -142,9 +142,7 @@ class Loop:
         started = time.monotonic()
         path = self.checkpoints.save(progress)
         if self.context.is_main:
-            self.context.event(
-                "checkpoint", step=progress.step, path=str(path), seconds=time.monotonic() - started
-            )
+            self.context.event("checkpoint", step=progress.step, path=str(path), seconds=time.monotonic() - started)
 
     def _tensorboard(self, step: int) -> Any:
         """A writer on the main rank, where it is wanted; points of a lost attempt after `step` are hidden."""
@@ -154,9 +152,7 @@ class Loop:
 
         return SummaryWriter(str(self.context.files.tensorboard), purge_step=step + 1)
 
-    def _report(
-        self, board: Any, progress: Progress, *, norm: float, rate: float, tokens: int, seconds: float
-    ) -> None:
+    def _report(self, board: Any, progress: Progress, *, norm: float, rate: float, tokens: int, seconds: float) -> None:
         figures = {
             "loss": progress.loss,
             "grad_norm": norm,

@@ -53,6 +53,8 @@ def build(path: Path, train: Mapping[str, Any], layout: Layout) -> Model:
     except (ValueError, AssertionError, TypeError) as error:
         raise WorkerError(f"Megatron-core refuses this model or layout: {error}", where="train.layout") from error
     bare = get_mcore_model(config)
+    for chunk in bare:
+        _mark_split_weights(chunk)
     config.bridge.load_weights(bare, str(path))
     if train["tuner"] == "full":
         return Model(config, bare, bare)
@@ -99,6 +101,8 @@ def _settings(train: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
         # error; the plain schedule has no overlapped form.
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
+        # gloo still reads a tensor that is being sent after the schedule has freed it; NCCL's streams order the two
+        "deallocate_pipeline_outputs": on_gpu,
         "variable_seq_lengths": False,  # batches are padded to sequence_length
         "calculate_per_token_loss": True,  # gradients are divided by the global batch's tokens, in any layout
         "hidden_dropout": 0.0,
@@ -115,6 +119,22 @@ def _settings(train: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     elif recompute == "selective":
         settings.update(recompute_granularity="selective", recompute_modules=["core_attn"])
     return settings
+
+
+def _mark_split_weights(chunk: Any) -> None:
+    """Mark embedding and output weights as split over tensor-parallel ranks.
+
+    Megatron-core does it while it initialises weights, which is skipped for weights that are loaded; unmarked, all
+    ranks but the first would drop out of the gradient norm.
+    """
+    from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
+    from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+
+    for module in chunk.modules():
+        if isinstance(module, (ColumnParallelLinear, VocabParallelEmbedding)):
+            weight = module.weight
+            if weight is not None and not hasattr(weight, "tensor_model_parallel"):
+                set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=0, stride=1)
 
 
 def _adapt(chunk: Any, train: Mapping[str, Any]) -> Any:
@@ -169,6 +189,11 @@ def _initialise_adapters(chunk: Any, *, seed: int) -> None:
     for name, module in chunk.named_modules():
         if not isinstance(module, LoraParallelLinear):
             continue
+        if not module.is_expert:
+            # These are whole on every tensor-parallel rank, but Transformer Engine marks all weights as split, and the
+            # gradient norm would count them once per rank.
+            whole = module.lora_B["default"] if module.is_parallel_a else module.lora_A["default"]
+            whole.weight.tensor_model_parallel = False
         key = _global_name(chunk, name)
         adapter = module.lora_A["default"]
         for suffix, weight in adapter.named_parameters():
@@ -180,13 +205,13 @@ def _initialise_adapters(chunk: Any, *, seed: int) -> None:
             columns = weight.shape[1] * split
             digest = hashlib.sha256(f"{seed}:{key}{expert}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-            whole = torch.empty(weight.shape[0], columns).uniform_(
+            values = torch.empty(weight.shape[0], columns).uniform_(
                 -1 / math.sqrt(columns), 1 / math.sqrt(columns), generator=generator
             )
             if split > 1:
-                whole = whole.chunk(split, dim=1)[parallel_state.get_tensor_model_parallel_rank()]
+                values = values.chunk(split, dim=1)[parallel_state.get_tensor_model_parallel_rank()]
             with torch.no_grad():
-                weight.copy_(whole)
+                weight.copy_(values)
 
 
 def _global_name(chunk: Any, name: str) -> str:

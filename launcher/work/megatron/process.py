@@ -33,9 +33,7 @@ def join(context: Context, layout: Layout, *, seed: int) -> None:
     """Meet the other ranks of this attempt and form the parallel groups."""
     on_gpu = torch.cuda.is_available()
     # mcore-bridge decides by these which rank writes
-    os.environ.update(
-        RANK=str(context.rank), WORLD_SIZE=str(context.world_size), LOCAL_RANK=str(context.local_rank)
-    )
+    os.environ.update(RANK=str(context.rank), WORLD_SIZE=str(context.world_size), LOCAL_RANK=str(context.local_rank))
     if on_gpu:
         torch.cuda.set_device(context.local_rank % torch.cuda.device_count())
     else:

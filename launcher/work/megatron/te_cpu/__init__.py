@@ -151,7 +151,9 @@ def no_fp8(enabled: bool = False, **_: object) -> Iterator[None]:
 
 
 def no_fused_rope(*_: object, **__: object) -> None:
-    raise NotImplementedError("fused rotary embeddings need CUDA; the model configuration has apply_rope_fusion = False")
+    raise NotImplementedError(
+        "fused rotary embeddings need CUDA; the model configuration has apply_rope_fusion = False"
+    )
 
 
 def checkpoint(function: Any, *args: Any, **kwargs: Any) -> Any:

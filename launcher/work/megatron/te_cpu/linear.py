@@ -186,9 +186,7 @@ class LayerNormLinear(_Sharded):
         place: dict[str, Any] = {"device": device or "cpu", "dtype": params_dtype or torch.get_default_dtype()}
         ones = torch.zeros if zero_centered_gamma else torch.ones
         self.layer_norm_weight = nn.Parameter(ones(in_features, **place))
-        self.layer_norm_bias = (
-            nn.Parameter(torch.zeros(in_features, **place)) if normalization == "LayerNorm" else None
-        )
+        self.layer_norm_bias = nn.Parameter(torch.zeros(in_features, **place)) if normalization == "LayerNorm" else None
         self._make_weights(
             in_features,
             out_features,

@@ -1,0 +1,151 @@
+"""The export stage: trained weights as a Hugging Face folder that any engine loads, with a model card.
+
+An adapter is merged tensor by tensor into the base model's own files, so memory holds one file of weights, names and
+number formats stay those of the base model, and no GPU is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import WorkerError
+from launcher.record import read_json, write_text
+from launcher.work.context import Context
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+INDEX = "model.safetensors.index.json"
+
+
+def run(context: Context) -> None:
+    """Write the model folder beside its place, then move it there. Raises WorkerError where weights do not fit."""
+    base = Path(context.options["model"]["path"])
+    trained = context.result_of(context.options["train_stage"])
+    weights = Path(trained["artifacts"]["path"])
+    final = context.files.artifact(context.stage.name)
+    part = final.with_name(f".{final.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+
+    adapter = read_json(weights / ADAPTER_CONFIG)
+    if adapter is None:
+        _copy_whole(weights, part)
+    else:
+        _merge(base, weights, adapter, part, context)
+    context.raise_if_stopping()
+    for path in sorted(base.iterdir()):
+        if path.is_file() and not path.name.startswith(("model", "pytorch_model", "README", ".")):
+            shutil.copyfile(path, part / path.name)
+
+    files = sorted(part.glob("*.safetensors"))
+    metrics = {
+        "size_mib": sum(path.stat().st_size for path in files) / 2**20,
+        "parameters": sum(map(_parameters, files)),
+        "weights_sha256": weights_hash(files),
+    }
+    write_text(part / "README.md", model_card(context, trained, metrics))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(part, final)
+    context.finish(metrics=metrics, artifacts={"path": str(final), "lineage": trained["artifacts"].get("lineage", {})})
+
+
+def weights_hash(files: list[Path]) -> str:
+    """SHA-256 of a single file, or of the names and hashes of several."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(files) == 1:
+        return digests[0]
+    lines = [f"{digest}  {path.name}\n" for digest, path in zip(digests, files, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _copy_whole(weights: Path, part: Path) -> None:
+    for path in sorted(weights.iterdir()):
+        shutil.copyfile(path, part / path.name)
+
+
+def _merge(base: Path, weights: Path, adapter: Mapping[str, Any], part: Path, context: Context) -> None:
+    """W + scale * B A for every adapted layer: summed in fp32, stored in the base model's number format."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    rank = float(adapter["r"])
+    scale = float(adapter["lora_alpha"]) / (rank**0.5 if adapter.get("use_rslora") else rank)
+    low_rank = load_file(str(weights / ADAPTER_WEIGHTS))
+    waiting = {name.rpartition(".lora_A.")[0] for name in low_rank if ".lora_A." in name}
+    files = sorted(base.glob("*.safetensors"))
+    if not files:
+        raise WorkerError("no *.safetensors here", where=str(base), hint="the base model must be in safetensors form")
+    for number, path in enumerate(files):
+        tensors = load_file(str(path))
+        for name, weight in tensors.items():
+            layer = f"base_model.model.{name.removesuffix('.weight')}"
+            if layer not in waiting:
+                continue
+            waiting.discard(layer)
+            a = low_rank[f"{layer}.lora_A.weight"].to(torch.float32)
+            b = low_rank[f"{layer}.lora_B.weight"].to(torch.float32)
+            tensors[name] = (weight.to(torch.float32) + scale * (b @ a)).to(weight.dtype).contiguous()
+        save_file(tensors, str(part / path.name), metadata={"format": "pt"})
+        context.progress(number + 1, len(files), "files")
+        context.raise_if_stopping()
+    if waiting:
+        raise WorkerError(
+            f"the adapter changes layers that the base model lacks: {', '.join(sorted(waiting)[:3])} ...",
+            where=str(weights),
+        )
+    if (base / INDEX).is_file():
+        shutil.copyfile(base / INDEX, part / INDEX)
+
+
+def _parameters(path: Path) -> int:
+    """Numbers in a safetensors file, from its header."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header.pop("__metadata__", None)
+    count = 0
+    for tensor in header.values():
+        size = 1
+        for dimension in tensor["shape"]:
+            size *= dimension
+        count += size
+    return count
+
+
+def model_card(context: Context, trained: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """README.md of the exported folder: where the weights come from."""
+    plan, train, data = context.plan, context.options["train"], context.options["data"]
+    model = context.options["model"]
+    lineage = trained["artifacts"].get("lineage", {})
+    source = data["task"] if data["source"] == "reasoning-gym" else ", ".join(data.get("train", ()))
+    facts = {
+        "Base model": model.get("name") or model["path"],
+        "Recipe": plan.name,
+        "Run": plan.run_id,
+        "Method": f"{train['method']}, {train['tuner']}, {train['precision']}",
+        "Data": f"{data['source']}: {source}",
+        "Training rows": trained["metrics"].get("samples"),
+        "Steps": trained["metrics"]["steps"],
+        "Final training loss": f"{trained['metrics']['final_loss']:.4f}",
+        "Parameters": metrics["parameters"],
+        "SHA-256 of the weights": metrics["weights_sha256"],
+        "SHA-256 of the training rows": lineage.get("data_sha256"),
+        "SHA-256 of the base weights": ", ".join(
+            f"{name} {digest}" for name, digest in lineage.get("base_weights", {}).items()
+        ),
+        "Software": ", ".join(f"{name} {version}" for name, version in lineage.get("versions", {}).items()),
+        "swiftlaunch": f"{plan.version} {plan.git_sha}".strip(),
+    }
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items() if value not in (None, ""))
+    return (
+        f"---\nlibrary_name: transformers\nbase_model: {json.dumps(str(facts['Base model']))}\n---\n\n"
+        f"# {plan.name}\n\nTrained by swiftlaunch, run {plan.run_id}.\n\n| | |\n|---|---|\n{rows}\n"
+    )

@@ -1,0 +1,58 @@
+"""Prints what transformers makes of a trained model, as JSON: hf_loss.py PLAN EXPORTED STEP (in the train environment).
+
+loss: of the exported model on the global batch of one step, by a forward pass that shares no code with training.
+merged_difference: largest difference of logits between the exported model and base model plus adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from launcher.plan import from_json
+from launcher.work.data import problems
+from launcher.work.megatron.batches import Batches, tokenise
+
+
+def main(plan_file: str, exported: str, step: str) -> None:
+    plan = from_json(Path(plan_file).read_text())
+    options = plan.stage("train").options
+    train, base = options["train"], options["model"]["path"]
+    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    samples = tokenise(
+        problems(options["data"], "train"),
+        tokenizer,
+        method=train["method"],
+        sequence_length=train["sequence_length"],
+    )
+    batches = Batches(samples, train, padding=0, replica=0, replicas=1, context_rank=0, context_ranks=1)
+    total, count, logits = 0.0, 0, []
+    with torch.no_grad():
+        for sample in batches.of_step(int(step)):
+            tokens = torch.tensor([sample.tokens])
+            logits.append(model(tokens).logits[0, :-1])
+            losses = torch.nn.functional.cross_entropy(logits[-1], tokens[0, 1:], reduction="none")
+            mask = torch.tensor(sample.trained[1:])
+            total += float(losses[mask].sum())
+            count += int(mask.sum())
+    found = {"loss": total / count}
+    adapter = Path(plan.run_dir) / "stages" / "train" / "artifact"
+    if (adapter / "adapter_config.json").is_file():
+        from peft import PeftModel
+
+        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+        with torch.no_grad():
+            found["merged_difference"] = max(
+                float((adapted(torch.tensor([sample.tokens])).logits[0, :-1] - merged).abs().max())
+                for sample, merged in zip(batches.of_step(int(step)), logits, strict=True)
+            )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
