@@ -22,7 +22,7 @@ FRAMEWORK_GPU_MIB = 2560  # assumed: CUDA context, NCCL buffers, cuBLAS workspac
 INFERENCE_CPU_MIB = 700  # measured: torch and transformers imported
 
 VALUE_BYTES = {"fp32": 4, "bf16": 2}
-OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 1}  # fp32 values per parameter
+OPTIMIZER_STATES = {"adamw": 2, "adam": 2}  # fp32 values per parameter
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,6 @@ class TrainShape:
     recompute: str  # none, full or selective
     lora_rank: int = 0  # 0 trains all weights
     fused_attention: bool = False  # scores are never stored (flash attention; on GPUs)
-    distributed_optimizer: bool = False  # optimizer state divided among data parallel ranks
 
 
 def train_memory(facts: ModelFacts, shape: TrainShape, *, gpu: bool) -> TrainMemory:
@@ -70,7 +69,7 @@ def train_memory(facts: ModelFacts, shape: TrainShape, *, gpu: bool) -> TrainMem
     gradient, optimizer = training_bytes(
         shape.precision,
         shape.optimizer,
-        shards=shape.layout.data_parallel(shape.world_size) if shape.distributed_optimizer else 1,
+        shards=shape.layout.data_parallel(shape.world_size) * shape.layout.context,
     )
     adapter = trained if shape.lora_rank else 0
     return TrainMemory(
@@ -86,7 +85,8 @@ def training_bytes(precision: str, optimizer: str, *, shards: int = 1) -> tuple[
     """(gradient, optimizer) bytes per trained parameter, the weight itself left out.
 
     Gradients are accumulated in fp32. bf16 keeps an fp32 copy of the weight beside the optimizer's states, so
-    AdamW needs 2 + 4 + 12 bytes, in fp32 4 + 4 + 8. The distributed optimizer divides its part by `shards`.
+    AdamW needs 2 + 4 + 12 bytes, in fp32 4 + 4 + 8. The distributed optimizer divides its part by
+    `shards`, the ranks that hold the same weights (data and context parallel).
     Source: Megatron-LM, docs on the distributed optimizer, table of theoretical bytes per parameter.
     """
     copies = OPTIMIZER_STATES[optimizer] + (1 if precision == "bf16" else 0)

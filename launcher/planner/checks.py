@@ -19,8 +19,8 @@ from launcher.topology import Layout, layout_faults
 _BUILT = {
     "engine": ("megatron",),
     "method": ("cpt", "sft"),
-    "tuner": ("full", "lora"),
-    "optimizer": ("adamw", "adam", "sgd"),
+    "tuner": ("full", "lora", "rslora"),
+    "optimizer": ("adamw", "adam"),
 }
 _WITHOUT_BF16 = ("v100", "p100", "t4", "rtx2080")
 _WITHOUT_FP8 = ("a100", "a800", "a40", "a30", "a10", "v100", "p100", "t4")
