@@ -115,8 +115,9 @@ class Chain:
         return self.job(stage)
 
     def attempts(self, stage: str) -> list[str]:
-        starts = [e for e in read_events(self.files.events, stage=stage) if e["kind"] == "progress" and e["rank"] == 0]
-        return [str(event["unit"]) for event in starts]
+        """What the attempts were told to do; a rank may be killed before it says so, so any rank counts."""
+        told = {e["attempt"]: e["unit"] for e in read_events(self.files.events, stage=stage) if e["kind"] == "progress"}
+        return [told[attempt] for attempt in sorted(told)]
 
 
 @pytest.fixture
