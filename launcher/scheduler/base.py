@@ -103,5 +103,5 @@ def whole_array(array_id: str, tasks: Sequence[Job]) -> Job:
         submitted=min(submitted, default=None),
         started=min(started, default=None),
         ended=max(ended, default=None) if worst.state.terminal else None,
-        comment=worst.comment,
+        comment=next((task.comment for task in tasks if task.comment), ""),  # accounting learns it at the end
     )

@@ -143,7 +143,7 @@ def parse_sacct(text: str) -> list[Job]:
                 signal=int(number) or None if number.isdigit() and found.terminal else None,
                 restarts=earlier.restarts + 1 if earlier else 0,
                 nodes="" if nodes == "None assigned" else nodes,
-                reason="" if reason == "None" else reason,
+                reason=reason if found is State.PENDING and reason != "None" else "",  # else why it once waited
                 submitted=_seconds(submitted),
                 started=_seconds(started),
                 ended=_seconds(ended),

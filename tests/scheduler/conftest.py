@@ -15,7 +15,6 @@ from launcher.scheduler.base import Job, Machine
 from launcher.scheduler.local import folders, tree
 from launcher.scheduler.local.client import LocalScheduler
 from launcher.scheduler.local.config import Timing
-from launcher.states import State
 
 DEADLINE_SECONDS = 20.0
 
@@ -73,7 +72,7 @@ class Desk:
         return folders.read(folders.supervisor_lock(str(self.state_dir)))
 
 
-@pytest.fixture()
+@pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
     state_dir = tmp_path / "state"
     timing = Timing(poll=0.02, kill_wait=1.0, step_kill_wait=0.5, idle=0.3)

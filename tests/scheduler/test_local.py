@@ -354,7 +354,8 @@ def test_jobs_outlive_the_session_that_submitted_them(desk: Desk) -> None:
     script = desk.script("echo up; sleep 0.5; exit 7")
     code = (
         "from pathlib import Path; from launcher.scheduler import open_scheduler; import os, signal; "
-        f"print(open_scheduler('local', state_dir=Path({str(desk.state_dir)!r})).submit(Path({str(script)!r})), flush=True); "
+        f"scheduler = open_scheduler('local', state_dir=Path({str(desk.state_dir)!r})); "
+        f"print(scheduler.submit(Path({str(script)!r})), flush=True); "
         "os.killpg(0, signal.SIGHUP)"
     )
     gone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True)

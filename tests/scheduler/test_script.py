@@ -44,7 +44,13 @@ def test_directives() -> None:
 
 
 def test_all_faults_are_told_with_their_lines() -> None:
-    text = "#!/bin/sh\n#SBATCH --nodes=none\n#SBATCH --frobnicate=1\n\n#SBATCH --time=soon --mem=1G\n#SBATCH --name='open\n"
+    text = """#!/bin/sh
+#SBATCH --nodes=none
+#SBATCH --frobnicate=1
+
+#SBATCH --time=soon --mem=1G
+#SBATCH --name='open
+"""
     with pytest.raises(InputError) as raised:
         parse_script(text, where="s.sh")
     faults = raised.value.faults
@@ -106,7 +112,7 @@ def test_arrays_and_dependencies() -> None:
     assert parse_array("0-9:3,20%2") == ([0, 3, 6, 9, 20], 2)
     assert parse_array("5,5,1") == ([1, 5], 0)
     for broken in ("", "a", "3-1", "1-", "1-5:0", "0-9%0", "0-99999999999"):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"."):
             parse_array(broken)
     expected = (("afterok", "1"), ("afterok", "2_3"), ("afterany", "4"))
     assert parse_dependencies("afterok:1:2_3,afterany:4") == expected
@@ -137,7 +143,7 @@ def test_host_lists() -> None:
     assert compress(["node09", "node10"]) == "node09,node10"
     assert compress(["login", "node1"]) == "login,node1"
     for broken in ("a[1-", "a[x]", "a[1-]"):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"."):
             expand(broken)
 
 

@@ -21,7 +21,9 @@ FOUR = ("--nodes=2", "--ntasks-per-node=2")
 def test_every_task_knows_its_place(desk: Desk) -> None:
     body = """
 srun --nodes=2 --ntasks=4 --ntasks-per-node=2 --cpus-per-task=1 --kill-on-bad-exit=1 --output=out-%t-%n-%j-%s-%%.txt \
-  bash -c 'echo $SLURM_PROCID $SLURM_LOCALID $SLURM_NODEID $SLURMD_NODENAME $SLURM_NTASKS $SLURM_STEP_ID "$@"' - 'a b' '*'
+  bash -c '
+    echo $SLURM_PROCID $SLURM_LOCALID $SLURM_NODEID $SLURMD_NODENAME $SLURM_NTASKS $SLURM_STEP_ID "$@"
+  ' - 'a b' '*'
 srun -N1 -n1 -w local2 -o second.txt env"""
     job_id = desk.submit(f"cd {desk.folder}\n{body}", *FOUR)
     assert desk.end(job_id).state is State.COMPLETED, desk.log(job_id)
@@ -75,7 +77,7 @@ def test_without_kill_on_bad_exit_the_others_go_on(desk: Desk) -> None:
 
 def test_signals_reach_the_tasks_not_their_helpers(desk: Desk) -> None:
     """A rank's data loader or checkpoint writer must not die of the USR2 that asks the rank to save."""
-    body = f"""
+    body = """
 trap 'kill -s USR2 $step' USR2
 srun --nodes=1 --ntasks=1 bash -c '
   sleep 600 & helper=$!
@@ -157,7 +159,7 @@ def test_options(words: str, given: dict[str, str], command: list[str]) -> None:
 
 @pytest.mark.parametrize("words", ["", "-n", "--nodes", "--bogus x", "-N2"])
 def test_broken_options(words: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         options(words.split())
 
 

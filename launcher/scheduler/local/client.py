@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ class LocalScheduler:
     """Jobs on this computer. Nothing has to be started: whoever submits or reads jobs starts the supervisor."""
 
     def __init__(self, state_dir: Path, *, machine: Machine | None = None, timing: Timing | None = None) -> None:
+        if sys.platform != "linux":
+            raise UserError("the local scheduler needs Linux (it reads /proc)", hint="submit on a Linux computer")
         self._state_dir = str(state_dir.expanduser().resolve())
         self._table = Table(self._state_dir)
         self._machine = remember(Path(self._state_dir), machine, timing).machine
