@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 def command(recipe: Path, overrides: tuple[str, ...], site_name: str, as_json: bool) -> None:
     """Check a recipe's data and show how much there is.
 
-    Reads every row, counts them and shows how long they are. Lengths are in tokens where the model is on this site and the `tokenizers` package is installed
-    (pip install 'swiftlaunch[data]'), else in characters. Every unusable row is reported with file and line, and the
-    exit code is then 2. Generated data (reasoning-gym) has no files to check; its sizes and seeds are shown.
+    Reads every row, counts them and shows how long they are. Lengths are in tokens where the model is on this site
+    and the `tokenizers` package is installed (pip install 'swiftlaunch[data]'), else in characters. Every unusable
+    row is reported with file and line, and the exit code is then 2. Generated data (reasoning-gym) has no files to
+    check; its sizes and seeds are shown.
 
     \b
     Example:

@@ -17,8 +17,8 @@ from launcher.cli.site_choice import chosen_site
 def command(site_name: str, as_json: bool) -> int:
     """Check whether a site works from here.
 
-    Looks at programs, folders, network, machine and environments. Each finding is ok, warn or fail, with what to do about it. Takes up to a minute for each environment.
-    Exit code 1 if anything failed.
+    Looks at programs, folders, network, machine and environments. Each finding is ok, warn or fail, with what to do
+    about it. Takes up to a minute for each environment. Exit code 1 if anything failed.
 
     \b
     Example:

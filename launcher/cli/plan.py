@@ -31,4 +31,4 @@ def command(recipe: Path, overrides: tuple[str, ...], site_name: str, as_json: b
     from launcher.view.console import data_console
     from launcher.view.plan_table import show_plan
 
-    show_plan(ready.plan, data_console(), why_site=ready.why_site)
+    show_plan(ready.plan, data_console(), why_site=ready.why_site, explain=True)

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 def command(run: RunRow, minutes: int, site_name: str, follow: bool, as_json: bool) -> int:
     """Serve again what a run made.
 
-    The server is a run of its own, on the same site unless --site names another. Prints the new run's id. `swiftlaunch status` shows the address as soon as the server has answered, and
-    `swiftlaunch cancel` ends it early.
+    The server is a run of its own, on the same site unless --site names another. Prints the new run's id.
+    `swiftlaunch status` shows the address as soon as the server has answered, and `swiftlaunch cancel` ends it early.
 
     \b
     Example:

@@ -21,8 +21,9 @@ from launcher.cli.parameters import follow_option, json_option, prepared, recipe
 def command(recipe: Path, overrides: tuple[str, ...], site_name: str, follow: bool, as_json: bool) -> int:
     """Submit a recipe: a job for every stage.
 
-    Each job waits for the stages before it. Shows the plan, writes the run folder, submits, and prints the run id. From then on the run needs nobody: it
-    finishes with this terminal closed. With --follow the stages are shown as they go, and at the end the results.
+    Each job waits for the stages before it. Shows the plan, writes the run folder, submits, and prints the run id.
+    From then on the run needs nobody: it finishes with this terminal closed. With --follow the stages are shown as
+    they go, and at the end the results.
 
     \b
     Example:

@@ -7,7 +7,7 @@ from typing import IO
 
 from rich.console import Console
 
-PLAIN_WIDTH = 120  # columns where nobody says how wide the output is: a pipe, a log file
+PLAIN_WIDTH = 140  # columns where nobody says how wide the output is: a pipe, a log file
 
 
 def data_console() -> Console:

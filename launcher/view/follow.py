@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -42,19 +41,15 @@ class Board:
         status, wide = self._status, options.max_width >= WIDE
         yield Text.assemble((status.run_id, "bold"), "  ", run_state_text(status.state), f"  {status.site}")
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2 if wide else 1, 0, 0))
-        measured = any(self._measured.values())
-        for name in ("stage", "state", "try", "time", "bar", "note", "left"):
-            if name != "bar" or measured:
-                table.add_column(name, justify="right" if name in ("time", "left") else "left", no_wrap=name != "note")
+        for name in ("stage", "state", "try", "time", "note", "left"):
+            table.add_column(name, justify="right" if name in ("time", "left") else "left", no_wrap=name != "note")
         for stage in status.stages:
             course = self._measured.get(stage.name)
-            bar = ProgressBar(total=1.0, completed=course.share, width=20 if wide else 8) if course else Text("")
             table.add_row(
                 Text(stage.name),
                 state_text(stage.state),
                 Text(f"#{stage.attempts}" if stage.attempts > 1 else "", style="yellow"),
                 Text(elapsed(stage)),
-                *([bar] if measured else []),
                 self._note(stage, course, wide=wide),
                 Text(f"ETA {left}" if course and (left := course.left_text()) else ""),
             )
@@ -65,7 +60,14 @@ class Board:
 
     def _note(self, stage: StageStatus, course: Course | None, *, wide: bool) -> Text:
         text = course.text(spark_width=16 if wide else 0) if course else self._servers[stage.name] or note(stage)
-        return Text(" ".join(text.splitlines()), no_wrap=True, overflow="ellipsis")
+        line = Text(" ".join(text.splitlines()), no_wrap=True, overflow="ellipsis")
+        return bar(course.share, 20 if wide else 8).append("  " if wide else " ").append_text(line) if course else line
+
+
+def bar(share: float, width: int) -> Text:
+    """A bar of `width` characters that is readable without colour too."""
+    full = int(share * width)
+    return Text.assemble(("━" * full, "cyan"), ("·" * (width - full), "dim"), no_wrap=True, overflow="ellipsis")
 
 
 def show_status(status: RunStatus, console: Console) -> None:
@@ -135,7 +137,7 @@ def _plain(statuses: Iterable[RunStatus], console: Console) -> RunStatus:
         courses = courses or Courses(last.run_dir)
         for stage in last.stages:
             address = server_address(last, stage)
-            state = (stage.state, stage.attempts, address)
+            state = (stage.state, max(stage.attempts, 1), address)  # that the first attempt began is no news
             course = courses.look(stage) if _goes(stage) else None
             text = course.text() if course else address or note(stage)
             since, shown = progress.get(stage.name, (0.0, ""))
@@ -144,17 +146,18 @@ def _plain(statuses: Iterable[RunStatus], console: Console) -> RunStatus:
             if states.get(stage.name) == state and quiet:
                 continue
             states[stage.name], progress[stage.name] = state, (now, text)
-            console.print(Text(_line(stage, text, course.left_text() if course else "")), soft_wrap=True)
+            width = max(len(stage.name) for stage in last.stages)
+            console.print(Text(_line(stage, width, text, course.left_text() if course else "")), soft_wrap=True)
     if last is None:
         raise ValueError("there is no status to follow")
     return last
 
 
-def _line(stage: StageStatus, text: str, left: str) -> str:
-    words = [time.strftime("%H:%M:%S"), stage.name, stage.state.value]
+def _line(stage: StageStatus, width: int, text: str, left: str) -> str:
+    words = [time.strftime("%H:%M:%S"), stage.name.ljust(width), stage.state.value.ljust(9)]
     if stage.attempts > 1:
         words.append(f"attempt {stage.attempts}")
     words.append(" ".join(text.splitlines()))
     if left:
         words.append(f"ETA {left}")
-    return "  ".join(word for word in words if word)
+    return "  ".join(word for word in words if word).rstrip()

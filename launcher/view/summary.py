@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -46,8 +47,8 @@ def _show_answer(stage: StageStatus, console: Console) -> None:
         return
     console.print()
     console.print(Text(f"served by {metrics.get('engine', stage.name)}:", style="bold"))
-    console.print(Padding(Text(f"> {metrics.get('prompt', '')}", style="dim"), (0, 0, 0, 2)))
-    console.print(Padding(Text(str(metrics["answer"]).strip()), (0, 0, 0, 2)))
+    for text, style in ((f"> {metrics.get('prompt', '')}", "dim"), (str(metrics["answer"]).strip(), "")):
+        console.print(Text(textwrap.indent(text, "  "), style=style), soft_wrap=True)
 
 
 def _show_places(status: RunStatus, console: Console) -> None:
