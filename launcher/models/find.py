@@ -90,7 +90,7 @@ def _snapshot(hf_home: Path, hf_id: str) -> Path | None:
         return root / "snapshots" / revision
     try:
         folders = [folder for folder in (root / "snapshots").iterdir() if _is_model(folder)]
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return None
     return max(folders, key=lambda folder: (folder.stat().st_mtime, folder.name), default=None)
 

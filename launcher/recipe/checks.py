@@ -17,7 +17,7 @@ from launcher.recipe.fields import shown
 from launcher.recipe.positions import Loc
 from launcher.recipe.sections import Data, Env, Model, Quantize, Recipe, ResourceTables, Sweep, SweepRange
 from launcher.recipe.source import Table, dotted
-from launcher.recipe.training import ADAPTERS, Train
+from launcher.recipe.training import ADAPTERS, Lora, Train
 
 SWEEP_VALUES_CHECKED = 500  # a larger grid is checked up to here
 
@@ -102,7 +102,7 @@ _GENERATED_KEYS = ("task", "task_options", "train_size", "train_seed", "evaluati
 def _data_rules(data: Data, *, trains: bool, scores: bool) -> Iterator[Problem]:
     foreign = _GENERATED_KEYS if data.source == "files" else _FILES_KEYS
     for key in foreign:
-        if key in data.model_fields_set:
+        if getattr(data, key) != Data.model_fields[key].get_default(call_default_factory=True):
             yield Problem(
                 ("data", key), f'is not for source = "{data.source}"', "remove it, or choose the other source"
             )
@@ -170,7 +170,7 @@ def _train_rules(train: Train) -> Iterator[Problem]:
     if train.steps is not None and train.warmup_steps + (train.decay_steps or 0) > train.steps:
         key = "decay_steps" if train.decay_steps else "warmup_steps"
         yield Problem(("train", key), f"warm-up and decay are longer than steps = {train.steps}")
-    if train.tuner not in ADAPTERS and "lora" in train.model_fields_set:
+    if train.tuner not in ADAPTERS and train.lora != Lora():
         yield Problem(
             ("train", "lora"), f'has no meaning with tuner = "{train.tuner}"', 'write tuner = "lora", or remove it'
         )
