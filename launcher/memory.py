@@ -21,6 +21,8 @@ FRAMEWORK_CPU_MIB = 1024  # measured: resident memory after importing torch and 
 FRAMEWORK_GPU_MIB = 2560  # assumed: CUDA context, NCCL buffers, cuBLAS workspace
 INFERENCE_CPU_MIB = 700  # measured: torch and transformers imported
 
+WEIGHTS_FILE_MIB = 5 * 1024  # what Hugging Face's save_pretrained cuts safetensors files to
+
 VALUE_BYTES = {"fp32": 4, "bf16": 2}
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2}  # fp32 values per parameter
 
@@ -175,27 +177,28 @@ def layer_activation_values(facts: ModelFacts, shape: TrainShape) -> float:
 
 
 def inference_mib(facts: ModelFacts, *, width: float, batch_size: int, length: int, gpu: bool) -> float:
-    """MiB to generate with `width` bytes a weight: weights, keys and values of `length` tokens, fp32 logits.
+    """MiB to generate with `width` bytes a weight: weights, keys and values of `length` tokens, logits.
 
-    Embeddings, keys and values have two bytes on GPUs, four on CPUs; quantization leaves embeddings alone. Logits are
-    counted twice, since a softmax makes a second copy of them.
+    Embeddings, keys and values have two bytes on GPUs, four on CPUs; quantization leaves embeddings alone. Generating
+    needs the logits of one token; a perplexity those of one sequence, in fp32 beside the model's own, and again as
+    probabilities.
     """
     plain = 2 if gpu else 4
     embeddings = facts.vocabulary * facts.hidden * (1 if facts.tied_embeddings else 2)
     weights = (facts.parameters - embeddings) * width + embeddings * plain
     cache = batch_size * length * 2 * facts.layers * facts.kv_heads * facts.head_dim * plain
-    logits = 2 * 4 * batch_size * length * facts.vocabulary
+    logits = length * facts.vocabulary * (plain + 8)
     framework = FRAMEWORK_GPU_MIB if gpu else INFERENCE_CPU_MIB
     return (weights + cache + logits) / MIB + framework
 
 
 def quantize_mib(facts: ModelFacts, *, method: str, samples: int, length: int, gpu: bool) -> float:
-    """MiB to quantize layer by layer: the weights (fp32 on CPUs), calibration inputs, GPTQ's second derivatives.
+    """MiB to quantize layer by layer: the weights (fp32 for GPTQ on CPUs), calibration inputs, second derivatives.
 
     GPTQ (Frantar et al. 2022, arXiv:2210.17323) keeps, for the linear layer with the most inputs, the Hessian and
     its inverse in fp32; the calibration activations of a layer's input and output are kept in fp32 too.
     """
-    weights = facts.parameters * (2 if gpu else 4)
+    weights = facts.parameters * (4 if method == "gptq" and not gpu else 2)
     inputs = max(linear_inputs(facts))
     hessian = 2 * 4 * inputs * inputs if method == "gptq" else 0
     calibration = 2 * 4 * samples * length * facts.hidden
@@ -213,6 +216,6 @@ def linear_inputs(facts: ModelFacts) -> list[int]:
     return sorted(widths)
 
 
-def export_mib(facts: ModelFacts, *, width: float, gpu: bool) -> float:
-    """MiB to gather a model: its weights, and a second copy while they are written."""
-    return 2 * facts.parameters * width / MIB + (FRAMEWORK_GPU_MIB if gpu else FRAMEWORK_CPU_MIB)
+def export_mib(facts: ModelFacts) -> float:
+    """MiB to merge an adapter file by file: one file of bf16 weights, before and after. Files are cut at 5 GiB."""
+    return 2 * min(facts.parameters * 2 / MIB, WEIGHTS_FILE_MIB) + INFERENCE_CPU_MIB

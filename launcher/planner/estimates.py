@@ -22,6 +22,8 @@ CPU_GFLOPS_PER_CORE = 30.0  # assumed; 46 measured with one AVX2 core training a
 CPU_BYTES_PER_SECOND = 10e9  # assumed: reading weights once per generated token
 UTILIZATION = 0.4  # assumed share of the peak rate (MFU)
 START_SECONDS = 30.0  # measured: 10 to 20 s to import torch and an engine, then the model's weights
+TOKEN_SECONDS = 0.025  # assumed: what transformers needs to start the kernels of one token, however small the model
+DISK_BYTES_PER_SECOND = 0.5e9  # assumed
 GPTQ_CPU_SECONDS_PER_PARAMETER = 1e-6  # measured: 128 CPU seconds for 135 M parameters
 LENGTH_WITHOUT_TRAIN = 512  # tokens assumed for a prompt where the recipe names no sequence length
 
@@ -59,12 +61,11 @@ def estimate(box: Box, need: Resources, recipe: Recipe, facts: ModelFacts, site:
     rate = _rate(need, site, recipe.train.precision if recipe.train and box.worker == "train" else "")
     if rate is None:
         return Estimate(_rough_int(memory_mib), basis=_no_rate(need, site))
-    seconds, work = _seconds(box, need, recipe, facts, rate)
+    seconds, basis = _seconds(box, need, recipe, facts, rate)
     if seconds is None:
-        return Estimate(_rough_int(memory_mib), basis=work)
+        return Estimate(_rough_int(memory_mib), basis=basis)
     seconds = _rough(seconds)
     gpu_hours = _rough(seconds * need.nodes * need.gpus_per_node / 3600) if need.gpus_per_node else None
-    basis = f"{work}; {rate.basis}"
     if gpu_hours is not None and (price := site.cost_per_gpu_hour):
         cost = _rough(gpu_hours * price.amount)
         basis += f"; about {cost:g} {price.currency} at {price.amount:g} {price.currency} per GPU hour"
@@ -98,7 +99,7 @@ def _memory_mib(box: Box, need: Resources, recipe: Recipe, facts: ModelFacts) ->
     if box.worker == "train":
         return train_memory(recipe, facts, need).total
     if box.worker == "export":
-        return memory.export_mib(facts, width=width, gpu=gpu)
+        return memory.export_mib(facts)
     if box.worker == "quantize" and recipe.quantize:
         samples = recipe.quantize.calibration_samples or 0
         return memory.quantize_mib(
@@ -113,22 +114,23 @@ def _memory_mib(box: Box, need: Resources, recipe: Recipe, facts: ModelFacts) ->
 
 
 def _seconds(box: Box, need: Resources, recipe: Recipe, facts: ModelFacts, rate: _Rate) -> tuple[float | None, str]:
-    """Seconds and the work they are for; None with the reason why there is no figure."""
+    """Seconds and what they rest on; None with the reason why there is no figure."""
     width = 2 if need.gpus_per_node else 4
     if box.worker == "train":
         return _train_seconds(need, recipe, facts, rate)
     if box.worker == "export":
-        return 2 * START_SECONDS + facts.parameters * width * 3 / 0.5e9, "weights read, gathered, written at 0.5 GB/s"
+        seconds = START_SECONDS + facts.parameters * 2 * 3 / DISK_BYTES_PER_SECOND
+        return seconds, "weights read, written and hashed at 0.5 GB/s (assumed)"
     if box.worker == "quantize" and recipe.quantize:
         if recipe.quantize.method == "gptq":
             if need.gpus_per_node:
                 return None, "no estimate: GPTQ's time on GPUs was not measured"
             cores = need.tasks_per_node * need.cpus_per_task
             seconds = START_SECONDS + facts.parameters * GPTQ_CPU_SECONDS_PER_PARAMETER / cores
-            return seconds, "1 CPU second per million parameters, measured on a 135 M model"
+            return seconds, f"1 CPU second per million parameters (measured on 135 M) on {_counted_cores(cores)}"
         tokens = (recipe.quantize.calibration_samples or 0) * _length(recipe)
         seconds = 2 * START_SECONDS + 2.0 * facts.active_parameters * tokens / rate.flops
-        return seconds, f"{show_count(tokens)} calibration tokens"
+        return seconds, f"{show_count(tokens)} tokens to calibrate with; {rate.basis}"
     if box.worker == "evaluate" and recipe.evaluate:
         rows = _rows(recipe)
         if rows is None:
@@ -136,9 +138,9 @@ def _seconds(box: Box, need: Resources, recipe: Recipe, facts: ModelFacts, rate:
         new = recipe.evaluate.max_new_tokens
         reads = -(-rows // recipe.evaluate.batch_size) * new  # one reading of all weights per token of a batch
         tokens = rows * (new + _length(recipe) * (2 if recipe.evaluate.perplexity else 1))
-        seconds = START_SECONDS + reads * facts.active_parameters * width / rate.bytes
+        seconds = START_SECONDS + reads * max(TOKEN_SECONDS, facts.active_parameters * width / rate.bytes)
         seconds += 2.0 * facts.active_parameters * tokens / rate.flops
-        return seconds, f"{rows} rows of up to {new} new tokens"
+        return seconds, f"{rows} rows of up to {new} new tokens, at least 25 ms each (assumed); {rate.basis}"
     return None, "no estimate: a server's time is its keep_alive_minutes and its start"
 
 
@@ -156,7 +158,8 @@ def _train_seconds(need: Resources, recipe: Recipe, facts: ModelFacts, rate: _Ra
     micro_batches = max(1, train.global_batch_size // (train.micro_batch_size * layout.data_parallel(need.world_size)))
     bubble = (layout.pipeline - 1) / (micro_batches * layout.virtual_pipeline)
     seconds = START_SECONDS + factor * facts.active_parameters * tokens / rate.flops * (1 + bubble)
-    return seconds, f"at most {show_count(tokens)} tokens, {factor} operations per weight and token"
+    work = f"at most {show_count(tokens)} tokens, {factor} operations per weight and token"
+    return seconds, f"{work}; {rate.basis}"
 
 
 def _rate(need: Resources, site: Site, precision: str) -> _Rate | None:
@@ -177,7 +180,7 @@ def _rate(need: Resources, site: Site, precision: str) -> _Rate | None:
     return _Rate(
         total * CPU_GFLOPS_PER_CORE * 1e9,
         CPU_BYTES_PER_SECOND * machines,
-        f"{CPU_GFLOPS_PER_CORE:g} GFLOP/s (assumed) of {total} CPU core{'s' if total > 1 else ''}",
+        f"{CPU_GFLOPS_PER_CORE:g} GFLOP/s a core (assumed), {_counted_cores(total)}",
     )
 
 
@@ -205,6 +208,10 @@ def _rows(recipe: Recipe) -> int | None:
 
 def _length(recipe: Recipe) -> int:
     return recipe.train.sequence_length if recipe.train else LENGTH_WITHOUT_TRAIN
+
+
+def _counted_cores(cores: int) -> str:
+    return f"{cores} CPU core" + ("" if cores == 1 else "s")
 
 
 def _rough(value: float) -> float:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from launcher.engines import ENGINES
 from launcher.errors import Fault, InputError, UserError
 from launcher.models import FoundModel, ModelFacts
 from launcher.plan import Environment, Plan, Resources, Stage
@@ -92,7 +91,8 @@ def make_plan(
     if faults:
         raise InputError(list(dict.fromkeys(faults)))
     warnings += checks.serve_warnings(recipe, site, needs.get("serve"))
-    warnings += checks.container_warnings(resolved.get("data"), list(environments.values()))
+    readers = [environments[box.name] for box in found.stages if box.options.get("data")]
+    warnings += checks.container_warnings(resolved.get("data"), readers)
     if recipe.sweep is not None:
         warnings.append("sweep: parsed, not run by submit yet")
     return Plan(
@@ -166,9 +166,9 @@ def _memory(
         if need.gpus_per_node and not site.node.gpu_memory_mib:
             continue
         if need.gpus_per_node:
-            there, what = float(site.node.gpu_memory_mib), f"a GPU with {show_mib(site.node.gpu_memory_mib)}"
-            if box.worker == "serve" and box.options["engine"] in ENGINES[1:]:
-                there *= need.gpus_per_node  # vLLM and SGLang divide the model among the GPUs
+            there, what = float(site.node.gpu_memory_mib), f"{show_mib(site.node.gpu_memory_mib)} a GPU"
+            if box.worker != "train":
+                there *= need.gpus_per_node  # one rank divides its model among the GPUs
         else:
             there = need.memory_mib / need.tasks_per_node
             what = f"{show_mib(need.memory_mib)} for {need.tasks_per_node} rank{'s' * (need.tasks_per_node > 1)}"

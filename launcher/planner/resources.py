@@ -79,19 +79,22 @@ def partition_of(table: str, recipe: Recipe, site: Site) -> Partition | None:
 
 
 def gpus_of(table: str, recipe: Recipe, site: Site) -> int:
-    """GPUs per node of a stage: what was asked for, else all for training and one for other stages.
+    """GPUs per node of a stage: what was asked for, else all for training, none for export, one for other stages.
 
-    A recipe that names training ranks per node and no GPUs gets a GPU for each rank, where there are GPUs.
+    A recipe that names training ranks per node and no GPUs gets a GPU for each rank, where there are GPUs. GPUs of
+    [resources.default] are not asked for in a partition without any that the site has chosen for this stage.
     """
     asked = _Asked(table, recipe, site)
     here = _gpus_there(partition_of(table, recipe, site), site)
     gpus: int | None = asked.of_recipe("gpus_per_node")
+    if site.node.gpus and not here and not asked.own("gpus_per_node") and not asked.of_recipe("partition"):
+        gpus = 0
     if gpus is None and table == "train" and (tasks := asked.of_recipe("tasks_per_node")):
         gpus = min(tasks, here)
     if gpus is None:
         gpus = asked.value("gpus_per_node")
     if gpus is None:
-        gpus = here if table == "train" else min(1, here)
+        gpus = {"train": here, "export": 0}.get(table, min(1, here))
     return gpus
 
 
@@ -116,7 +119,9 @@ def decide(table: str, recipe: Recipe, site: Site) -> Decided:
         for key in ("nodes", "tasks_per_node"):
             if (asked.own(key) or 1) > 1:
                 faults.append(Fault(f"resources.{table}.{key}", f"{table} is one rank", f"remove {key}"))
-    share = node.cpus * gpus // node.gpus if gpus and node.gpus else node.cpus
+    share = node.cpus
+    if node.gpus and (gpus or table != "train"):  # a small stage without GPUs leaves the others' cores alone
+        share = node.cpus * max(1, gpus) // node.gpus
     cpus = asked.value("cpus_per_task") or max(1, share // tasks)
     part = max(min(1.0, tasks * cpus / node.cpus), min(1.0, gpus / node.gpus) if node.gpus else 0.0)
     memory = asked.value("memory") or int(node.memory_mib * part)
@@ -182,9 +187,8 @@ def _faults(asked: _Asked, need: Resources, site: Site, partition: Partition | N
     there = _gpus_there(partition, site)
     place = f"partition {partition.name}" if partition and partition.gpus is not None else f"site {site.name}"
     if need.gpus_per_node and not there:
-        fault(
-            "gpus_per_node", f"{need.gpus_per_node} GPUs asked for, {place} has none", "gpus_per_node = 0 runs on CPUs"
-        )
+        message = f"{_counted(need.gpus_per_node, 'GPU')} asked for, {place} has none"
+        fault("gpus_per_node", message, "gpus_per_node = 0 runs on CPUs")
     elif need.gpus_per_node > there:
         fault("gpus_per_node", f"{need.gpus_per_node} is more than the {there} GPUs of a node", f"use {there} or less")
     if node.count and need.nodes > node.count:
@@ -194,8 +198,10 @@ def _faults(asked: _Asked, need: Resources, site: Site, partition: Partition | N
             f"use {node.count} or less",
         )
     if need.tasks_per_node * need.cpus_per_task > node.cpus:
-        message = f"{need.tasks_per_node} ranks of {need.cpus_per_task} cores are more than the {node.cpus} of a node"
-        fault("cpus_per_task", message, f"use {max(1, node.cpus // need.tasks_per_node)} cores a rank, or fewer ranks")
+        ranks, cores = _counted(need.tasks_per_node, "rank"), _counted(need.cpus_per_task, "core")
+        message = f"{ranks} of {cores} need more than the {node.cpus} of a node"
+        most = node.cpus // need.tasks_per_node
+        fault("cpus_per_task", message, f"use {_counted(most, 'core')} a rank" if most else "use fewer ranks")
     if need.memory_mib > node.memory_mib:
         message = f"{show_mib(need.memory_mib)} is more than the {show_mib(node.memory_mib)} of a node"
         fault("memory", message, "use more nodes, or less memory")
@@ -203,7 +209,7 @@ def _faults(asked: _Asked, need: Resources, site: Site, partition: Partition | N
         limit, wanted = slurm_time(partition.time_limit_minutes), slurm_time(need.time_limit_minutes)
         fault("time_limit", f"{wanted} is over the limit of partition {partition.name}", f"the limit is {limit}")
     if need.gpus_per_node and asked.table == "train" and need.tasks_per_node != need.gpus_per_node:
-        message = f"{need.tasks_per_node} ranks for {need.gpus_per_node} GPUs"
+        message = f"{_counted(need.tasks_per_node, 'rank')} for {_counted(need.gpus_per_node, 'GPU')}"
         fault("tasks_per_node", message, f"training runs one rank per GPU: tasks_per_node = {need.gpus_per_node}")
     return faults
 
@@ -214,3 +220,8 @@ def _serve_faults(asked: _Asked, need: Resources, recipe: Recipe) -> list[Fault]
         return []
     message = f"{minutes} is not shorter than the stage's time limit of {need.time_limit_minutes} minutes"
     return [Fault("serve.keep_alive_minutes", message, f"shorten it, or raise {asked.where('time_limit')}")]
+
+
+def _counted(number: int, what: str) -> str:
+    """ "1 rank", "2 ranks" """
+    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -128,9 +128,9 @@ def test_frozen_weights_have_neither_gradient_nor_optimizer() -> None:
 
 
 def test_inference_by_hand() -> None:
-    # fp32 on CPUs: 134 515 008 * 4; keys and values 8 * 100 * 2 * 30 * 192 * 4; logits twice 8 * 100 * 49152 * 4
+    # fp32 on CPUs: 134 515 008 * 4; keys and values 8 * 100 * 2 * 30 * 192 * 4; logits 100 * 49152 * 12
     found = memory.inference_mib(SMOLLM2, width=4, batch_size=8, length=100, gpu=False)
-    assert found == pytest.approx((538_060_032 + 36_864_000 + 314_572_800) / MIB + memory.INFERENCE_CPU_MIB)
+    assert found == pytest.approx((538_060_032 + 36_864_000 + 58_982_400) / MIB + memory.INFERENCE_CPU_MIB)
     # 4 bits for all but the table
     four = memory.inference_mib(SMOLLM2, width=0.5, batch_size=8, length=100, gpu=False)
     assert (found - four) * MIB == pytest.approx(106_203_456 * 3.5)
@@ -141,6 +141,11 @@ def test_quantization_by_hand() -> None:
     found = memory.quantize_mib(SMOLLM2, method="gptq", samples=32, length=96, gpu=False)
     expected = 134_515_008 * 4 + 2 * 4 * 1536**2 + 2 * 4 * 32 * 96 * 576
     assert found == pytest.approx(expected / MIB + memory.INFERENCE_CPU_MIB)
+
+
+def test_export_holds_one_file_at_a_time() -> None:
+    assert memory.export_mib(SMOLLM2) == pytest.approx(2 * 134_515_008 * 2 / MIB + memory.INFERENCE_CPU_MIB)
+    assert memory.export_mib(MOE) == 2 * 5120 + memory.INFERENCE_CPU_MIB
 
 
 def test_inputs_of_linear_layers() -> None:

@@ -83,7 +83,7 @@ def faults(planned: Planned, text: str, **changes: Any) -> list[Fault]:
             "60 is not shorter than the stage's time limit of 60 minutes",
         ),
         # the site
-        ("[serve]\n[resources.serve]\ngpus_per_node = 1", LOCAL, "resources.serve.gpus_per_node", "1 GPUs asked for"),
+        ("[serve]\n[resources.serve]\ngpus_per_node = 1", LOCAL, "resources.serve.gpus_per_node", "1 GPU asked for"),
         (
             "[serve]\n[resources.serve]\ngpus_per_node = 9",
             GPUS,
@@ -94,14 +94,14 @@ def faults(planned: Planned, text: str, **changes: Any) -> list[Fault]:
             '[serve]\n[resources.default]\npartition = "cpu"\ngpus_per_node = 1',
             GPUS,
             "resources.default.gpus_per_node",
-            "1 GPUs asked for, partition cpu has none",
+            "1 GPU asked for, partition cpu has none",
         ),
         (SFT + "[resources.train]\nnodes = 65", GPUS, "resources.train.nodes", "65 is more than the 64 nodes"),
         (
             SFT + "[resources.train]\ncpus_per_task = 13",
             GPUS,
             "resources.train.cpus_per_task",
-            "8 ranks of 13 cores are more than the 96",
+            "8 ranks of 13 cores need more than the 96",
         ),
         (
             '[serve]\n[resources.serve]\nmemory = "17G"',
@@ -278,7 +278,7 @@ def test_data_files_that_a_container_cannot_see(planned: Planned) -> None:
 def test_a_small_node_gives_no_stage_less_than_one_core(planned: Planned) -> None:
     tiny = dataclasses.replace(LOCAL, node=Node(cpus=1, memory_mib=4096, count=1))
     found = faults(planned, DATA + ADAPTERS + "layout = { pipeline = 2 }", site=tiny)
-    assert found[0].message == "2 ranks of 1 cores are more than the 1 of a node"
+    assert found[0].message == "2 ranks of 1 core need more than the 1 of a node"
 
 
 def test_limits_that_nobody_asked_for_are_cut_to_the_partition(planned: Planned) -> None:

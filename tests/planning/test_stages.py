@@ -176,7 +176,13 @@ def test_recipe_over_site_over_usual(planned: Planned) -> None:
 def test_gpu_stages_of_a_cpu_partition_run_on_cpus(planned: Planned) -> None:
     plan = planned(DATA + TRAIN + '[resources.export]\npartition = "cpu"', site=GPUS)
     need = plan.stage("export").resources
-    assert (need.partition, need.gpus_per_node, need.cpus_per_task) == ("cpu", 0, 96)
+    assert (need.partition, need.gpus_per_node, need.cpus_per_task) == ("cpu", 0, 12)
+
+
+def test_gpus_for_every_stage_leave_out_those_that_the_site_keeps_on_cpus(planned: Planned) -> None:
+    site = dataclasses.replace(GPUS, defaults={"export": ResourceDefaults(partition="cpu")})
+    plan = planned(DATA + TRAIN + "[resources.default]\ngpus_per_node = 4\ntasks_per_node = 4", site=site)
+    assert [stage.resources.gpus_per_node for stage in plan.stages] == [4, 0]
 
 
 def test_ways_of_a_site(planned: Planned) -> None:
