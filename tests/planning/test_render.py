@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 from launcher import assets
-from launcher.plan import Environment, Plan, Resources, Stage
+from launcher.errors import InputError
+from launcher.plan import Environment, Plan, Resources, Stage, from_json
 from launcher.render import command, directives, render, srun_options
+
+from .conftest import LOCAL, Planned
 
 pytestmark = pytest.mark.unit
 
@@ -82,8 +85,9 @@ def run_script(plan: Plan, stubs: Path, **environment: str) -> tuple[int, list[d
     """The exit code, and the calls of srun and scontrol."""
     root = Path(plan.run_dir)
     root.mkdir(parents=True, exist_ok=True)
-    script = root / "export.sh"
-    script.write_text(render(plan, assets.folder("templates"))["export"], encoding="utf-8")
+    ((_, text),) = render(plan, assets.folder("templates")).items()
+    script = root / "job.sh"
+    script.write_text(text, encoding="utf-8")
     calls = stubs.parent / "calls"
     finished = subprocess.run(
         ["bash", str(script)],
@@ -133,6 +137,40 @@ def test_every_value_arrives_as_it_was_written(tmp_path: Path, stubs: Path) -> N
     ]
     assert f"--container-image={environment.image}" in call["argv"]
     assert not list(tmp_path.rglob("made-by-a-value"))
+
+
+def test_from_a_recipe_through_the_plan_to_the_job(tmp_path: Path, stubs: Path, planned: Planned) -> None:
+    values = [value for value in HOSTILE if "\n" not in value]
+    prompt = "two\nlines, $(touch made-by-a-value), 'single', \"double\" and 東京"
+    lines = [
+        f"V{number} = {json.dumps(value, ensure_ascii=False)}" for number, value in enumerate(values)
+    ]  # JSON texts are TOML texts
+    text = f"[serve]\nprompt = {json.dumps(prompt, ensure_ascii=False)}\n[env.variables]\n" + "\n".join(lines)
+    site = dataclasses.replace(
+        LOCAL,
+        runs_dir=f"{tmp_path}/my runs' $(touch made-by-a-value)",
+        environments_dir="/opt/my environments; touch made-by-a-value",
+    )
+    plan = planned(text, site=site)
+    assert from_json(plan.to_json()).stage("serve").options["serve"]["prompt"] == prompt
+    code, (call,) = run_script(plan, stubs)
+    assert code == 0
+    assert [call["environment"][f"V{number}"] for number in range(len(values))] == values
+    assert call["argv"][-5:] == [
+        f"{site.environments_dir}/transformers-000000000000/bin/python",
+        "-m",
+        "launcher.work",
+        f"{site.runs_dir}/run-1/plan.json",
+        "serve",
+    ]
+    assert not list(tmp_path.rglob("made-by-a-value"))
+
+
+@pytest.mark.parametrize("value", ["a\ntouch x", "bell\a", "\u2028", "turned \u202e round"])
+def test_values_with_line_breaks_or_control_characters_are_refused(planned: Planned, value: str) -> None:
+    with pytest.raises(InputError) as caught:
+        planned(f"[serve]\n[env.variables]\nV = {json.dumps(value)}")
+    assert "env.variables.V" in caught.value.faults[0].where
 
 
 def test_directives_read_back(tmp_path: Path) -> None:
@@ -195,7 +233,7 @@ def test_secrets_come_from_the_file_and_not_from_the_script(tmp_path: Path, stub
     (tmp_path / "run" / "secrets.sh").write_text("HF_TOKEN='s3cret $x'\n")
     _, (call,) = run_script(plan, stubs)
     assert call["environment"]["HF_TOKEN"] == "s3cret $x"
-    assert "s3cret" not in (tmp_path / "run" / "export.sh").read_text()
+    assert "s3cret" not in (tmp_path / "run" / "job.sh").read_text()
 
 
 def test_attempts_are_counted_and_crashes_bounded(tmp_path: Path, stubs: Path) -> None:
