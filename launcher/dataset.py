@@ -25,6 +25,7 @@ Row = dict[str, Any]
 FORMATS = ("auto", "messages", "prompt_completion", "text")
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 MOST_FAULTS = 20
+MOST_ALIKE = 3  # faults with the same reason; a file with the wrong columns is one mistake, not one a row
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _SHAREGPT_ROLES = {**_ROLES, "human": "user", "gpt": "assistant", "function": "tool", "observation": "tool"}
@@ -74,7 +75,7 @@ class DataReport:
     rows: int  # usable ones
     bad_rows: int
     format: str  # messages, prompt_completion or text; "" where no row could be read
-    faults: tuple[Fault, ...]  # at most MOST_FAULTS, in the order of the files
+    faults: tuple[Fault, ...]  # at most MOST_FAULTS, MOST_ALIKE of a reason, in the order of the files
     duplicates: int  # rows equal to an earlier one
     sha256: str  # of the files' contents in their order; names do not matter
     characters: Lengths
@@ -116,6 +117,7 @@ def check_files(
     """
     shape = _Shape(format, columns)
     faults: list[Fault] = []
+    alike: Counter[str] = Counter()
     bad_rows = too_long = 0
     seen = array("Q")
     characters, tokens = _Lengths(), _Lengths()
@@ -129,7 +131,9 @@ def check_files(
                     row = shape.row(item.record)
                 except _BadRow as bad:
                     bad_rows += 1
-                    faults.append(Fault(item.where, str(bad))) if len(faults) < MOST_FAULTS else None
+                    alike[str(bad)] += 1
+                    if len(faults) < MOST_FAULTS and alike[str(bad)] <= MOST_ALIKE:
+                        faults.append(Fault(item.where, str(bad)))
                     continue
                 text = row_text(row)
                 seen.append(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big"))
@@ -146,13 +150,24 @@ def check_files(
         rows=len(seen),
         bad_rows=bad_rows,
         format=shape.kind,
-        faults=tuple(faults[:MOST_FAULTS]),
+        faults=tuple(_counted(faults[:MOST_FAULTS], alike)),
         duplicates=_repeated(seen),
         sha256=whole.hexdigest(),
         characters=characters.result(),
         tokens=tokens.result() if count_tokens is not None else None,
         longer_than_limit=too_long if count_tokens is not None and limit_tokens is not None else None,
     )
+
+
+def _counted(faults: list[Fault], alike: Counter[str]) -> Iterator[Fault]:
+    """The faults; the last one listed of a reason says how many more there are."""
+    listed = Counter(fault.message for fault in faults)
+    shown: Counter[str] = Counter()
+    for fault in faults:
+        shown[fault.message] += 1
+        more = alike[fault.message] - listed[fault.message]
+        last = shown[fault.message] == listed[fault.message]
+        yield fault._replace(hint=f"{more} more rows like this") if last and more > 0 else fault
 
 
 def row_text(row: Row) -> str:

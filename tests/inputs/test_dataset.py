@@ -164,9 +164,22 @@ def test_bad_messages(tmp_path: Path, messages: object, reason: str) -> None:
 
 
 def test_faults_are_cut_at_twenty_but_counted(tmp_path: Path) -> None:
-    report = check_files([jsonl(tmp_path, PAIR, *[b"x"] * 1000)])
+    rows = [{"prompt": "a", "completion": "b", **{f"x{n}": n for n in range(3)}} for _ in range(2)]
+    report = check_files([jsonl(tmp_path, *rows, *({"prompt": f"a{n}"} | {f"k{n}": 1} for n in range(1000)))])
     assert len(report.faults) == MOST_FAULTS == 20
     assert report.bad_rows == 1000
+
+
+def test_the_same_fault_is_listed_three_times(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, PAIR, *[{"prompt": 5, "completion": ""}] * 10, {"prompt": "", "completion": "x"})
+    report = check_files([path])
+    assert report.bad_rows == 11
+    assert [(fault.where, fault.message, fault.hint) for fault in report.faults] == [
+        (f"{path}:2", "prompt is a number, not a text", ""),
+        (f"{path}:3", "prompt is a number, not a text", ""),
+        (f"{path}:4", "prompt is a number, not a text", "7 more rows like this"),
+        (f"{path}:12", "prompt is empty", ""),
+    ]
 
 
 BAD_FILES = [
