@@ -13,7 +13,7 @@ from launcher.models import FoundModel, ModelFacts
 from launcher.plan import Environment, Plan, Resources, Stage
 from launcher.planner import checks, estimates
 from launcher.planner.boxes import Box, boxes
-from launcher.planner.resources import Decided, decide, gpus_of
+from launcher.planner.resources import decide, gpus_of
 from launcher.recipe import Recipe
 from launcher.sites import Site, resolve_environment
 from launcher.units import show_mib
@@ -117,7 +117,7 @@ def make_plan(
                 options=box.options,
                 depends_on=box.depends_on,
                 layout=checks.layout_of(recipe).text(needs[box.name].world_size) if box.name == "train" else "",
-                max_attempts=_attempts(decided[box.table]),
+                max_attempts=decided[box.table].max_attempts,
                 estimate=estimated[box.name],
             )
             for box in found.stages
@@ -185,10 +185,6 @@ def _memory(
 
 def _model_name(recipe: Recipe) -> str:
     return recipe.model.name or PurePosixPath(recipe.model.path or "").name
-
-
-def _attempts(decided: Decided) -> int:
-    return decided.max_attempts
 
 
 def _json(facts: ModelFacts) -> dict[str, Any]:
