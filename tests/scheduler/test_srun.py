@@ -80,8 +80,8 @@ def test_signals_reach_the_tasks_not_their_helpers(desk: Desk) -> None:
     body = """
 trap 'kill -s USR2 $step' USR2
 srun --nodes=1 --ntasks=1 bash -c '
-  sleep 600 & helper=$!
-  trap "kill -0 $helper && echo helper lives; kill $helper; exit 75" USR2
+  sleep 600 &
+  trap "sleep 0.1; jobs -r | grep -q 600 && echo helper lives; exit 75" USR2
   echo up; while :; do sleep 0.02; done' &
 step=$!
 wait $step; wait $step; echo code $?"""
@@ -141,7 +141,7 @@ def test_a_step_starts_quickly(desk: Desk) -> None:
     job_id = desk.submit("for i in 1 2 3 4 5 6 7 8; do srun true; done; scontrol show hostnames")
     started = time.monotonic()
     desk.end(job_id)
-    assert time.monotonic() - started < 4  # 8 steps; one takes some 40 ms on a quiet machine
+    assert time.monotonic() - started < 8  # 8 steps; one takes some 40 ms on a quiet machine
 
 
 @pytest.mark.parametrize(
