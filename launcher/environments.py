@@ -206,8 +206,8 @@ def _lock_file(folder: Path, what: str) -> Path:
 
 
 def _held(folder: Path, python: str, *words: str) -> list[str]:
-    # -I: no PYTHONPATH, no user site-packages
-    return [python, "-I", "-c", _HELD, str(_lock_file(folder, "step")), *words]
+    # -I: no PYTHONPATH, no user site-packages; -u: progress lines as they come
+    return [python, "-I", "-u", "-c", _HELD, str(_lock_file(folder, "step")), *words]
 
 
 def _check_disk(folder: Path, lock: Lock) -> None:
@@ -234,6 +234,13 @@ def _make_venv(folder: Path, python: str, on_progress: OnProgress) -> None:
         )
 
 
+# "Processing" names files: wheels of --find-links and of mirrors that are folders
+_PACKAGE = re.compile(
+    r"(?:Collecting|Requirement already satisfied:) (?P<name>[A-Za-z0-9._-]+)"
+    r"|Processing (?:\S*/)?(?P<file>[A-Za-z0-9._]+)-"
+)
+
+
 def _install(folder: Path, lock: Lock, on_progress: OnProgress) -> None:
     _forget_half_installed(folder)
     total = len(lock.requirements)
@@ -242,9 +249,10 @@ def _install(folder: Path, lock: Lock, on_progress: OnProgress) -> None:
 
     def line(text: str) -> None:
         lines.append(text)
-        if found := re.match(r"(?:Collecting|Requirement already satisfied:) ([A-Za-z0-9._-]+)", text):
-            collected[found[1]] = None
-            on_progress(min(len(collected) - 1, total), total, found[1])
+        if found := _PACKAGE.match(text):
+            package = found["name"] or found["file"]
+            collected[package] = None
+            on_progress(min(len(collected) - 1, total), total, package)
         elif text.startswith("Installing collected packages:"):
             count = text.count(",") + 1
             on_progress(total, total, f"unpack {count} package{'s' if count > 1 else ''}")
