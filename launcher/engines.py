@@ -11,8 +11,8 @@ ENGINES = ("transformers", "vllm", "sglang")
 GPTQ_GROUP_SIZES = (16, 32, 64, 128)  # weights per scale that GPTQModel's kernels for CPU and GPU take
 
 _NO_4BIT = (
-    "vLLM's CPU build has no 4-bit kernel for AVX2 (cpu_gemm_wna16): the server reports healthy and dies on the "
-    "first request"
+    "vLLM's CPU build has its 4-bit kernel for AVX512 alone, which a plan cannot promise: with AVX2 the server reports "
+    "healthy and dies on the first request"
 )
 # (engine, quantization) -> why a CPU cannot run it, and what to choose instead. "*" is any quantization.
 _NOT_ON_CPU = {
