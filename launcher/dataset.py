@@ -84,10 +84,11 @@ class DataReport:
 
 
 def read_rows(
-    paths: Sequence[Path | str], format: str = "auto", columns: Mapping[str, str] | None = None
+    paths: Sequence[Path | str], format: str = "auto", columns: Mapping[str, str | None] | None = None
 ) -> Iterator[Row]:
-    """The rows of the files, in order. `columns` maps messages, prompt, completion or text to a column's name.
+    """The rows of the files, in order.
 
+    `columns` maps messages, prompt, completion or text to a column's name; None stands for the usual name.
     Raises InputError (file:line and reason) at the first row that cannot be used; UserError without pyarrow.
     """
     shape = _Shape(format, columns)
@@ -106,7 +107,7 @@ def read_rows(
 def check_files(
     paths: Sequence[Path | str],
     format: str = "auto",
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
     *,
     count_tokens: Callable[[str], int] | None = None,
     limit_tokens: int | None = None,
@@ -187,7 +188,7 @@ class _Shape:
     """Which columns hold the parts of a row; with format "auto" the first usable row decides."""
 
     format: str
-    columns: Mapping[str, str] | None
+    columns: Mapping[str, str | None] | None
     kind: str = ""
     names: dict[str, str] = field(default_factory=dict)
 
@@ -215,7 +216,7 @@ class _Shape:
         return row
 
     def _recognise(self, record: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-        given = dict(self.columns or {})
+        given = {part: name for part, name in (self.columns or {}).items() if name}
         for kind, parts in _PARTS.items():
             if self.format not in ("auto", kind) or (given and not any(part in given for part in parts)):
                 continue

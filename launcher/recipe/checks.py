@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from launcher.recipe.faults import Problem, field_type, key_exists, meant, probl
 from launcher.recipe.fields import shown
 from launcher.recipe.positions import Loc
 from launcher.recipe.sections import Data, Env, Model, Quantize, Recipe, ResourceTables, Sweep, SweepRange
-from launcher.recipe.source import Table, dotted
+from launcher.recipe.source import Table, changed, dotted
 from launcher.recipe.training import ADAPTERS, Lora, Train
 
 SWEEP_VALUES_CHECKED = 500  # a larger grid is checked up to here
@@ -259,6 +258,7 @@ def _sweep_rules(sweep: Sweep) -> Iterator[Problem]:
 def _sweep_values(data: Table, sweep: Sweep) -> Iterator[Problem]:
     """Every listed value must make a valid recipe when it alone is changed."""
     checked = 0
+    base = {name: table for name, table in data.items() if name != "sweep"}
     for key, values in sweep.parameters.items():
         bounds = {"min": values.min, "max": values.max} if isinstance(values, SweepRange) else dict(enumerate(values))
         for name, value in bounds.items():
@@ -266,11 +266,8 @@ def _sweep_values(data: Table, sweep: Sweep) -> Iterator[Problem]:
             if checked > SWEEP_VALUES_CHECKED:
                 return
             loc = tuple(key.split("."))
-            trial = {name: deepcopy(table) for name, table in data.items() if name != "sweep"}
-            table: Any = trial
-            for part in loc[:-1]:
-                table = table.setdefault(part, {})
-            table[loc[-1]] = int(value) if isinstance(values, SweepRange) and float(value).is_integer() else value
+            whole = isinstance(values, SweepRange) and float(value).is_integer()
+            trial = changed(base, loc, int(value) if whole else value)
             _, problems = validate(trial)
             for problem in problems[:1]:
                 about = "" if problem.loc == loc else f" ({dotted(problem.loc)})"

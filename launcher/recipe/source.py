@@ -8,6 +8,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -220,11 +221,22 @@ def _override(source: Source, overrides: Sequence[str], folder: Path) -> None:
         if loc == ("extends",):
             source.faults.append(Fault("--set extends", "only a file can extend another", "write it into the recipe"))
             continue
-        table: Any = value
-        for part in reversed(loc):
-            table = {part: table}
-        origin = Origin("--set", 0, folder)
-        _overlay(source, table, dict.fromkeys(_locs(table), origin))
+        _set(source, loc, value, Origin("--set", 0, folder))
+
+
+def _set(source: Source, loc: Sequence[str], value: Any, origin: Origin) -> None:
+    table: Any = value
+    for part in reversed(loc):
+        table = {part: table}
+    _overlay(source, table, dict.fromkeys(_locs(table), origin))
+
+
+def changed(data: Table, loc: Sequence[str], value: Any) -> Table:
+    """A copy of `data` as `--set` with that key and value would leave it."""
+    origin = Origin("", 0, Path())
+    copy = Source(deepcopy(data), dict.fromkeys(_locs(data), origin), origin)
+    _set(copy, loc, value, origin)
+    return copy.data
 
 
 def parse_override(word: str) -> tuple[tuple[str, ...], Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from launcher.errors import Fault, InputError
 from launcher.recipe import load_recipe
@@ -366,3 +369,68 @@ def test_a_fault_names_the_file_that_the_value_came_from(tmp_path: Path) -> None
         f"{tmp_path / 'base' / 'base.toml'}:9 train.steps",
         f"{child}:3 train.learning_rate",
     ]
+
+
+SCRAPS = [
+    "[",
+    "]",
+    "{",
+    "}",
+    '"',
+    "'",
+    '"""',
+    "=",
+    ".",
+    ",",
+    "#",
+    "\\n",
+    "\n",
+    "nan",
+    "[[data]]",
+    "1979-05-27",
+    "a.b.c=1",
+    "\x00",
+]
+
+
+@settings(max_examples=300)
+@given(st.integers(0, len(GOOD)), st.integers(0, 40), st.sampled_from(SCRAPS) | st.text(max_size=8))
+def test_any_damage_gives_a_report(tmp_path_factory: pytest.TempPathFactory, at: int, length: int, scrap: str) -> None:
+    """A file with a piece cut out or put in either loads or is refused; it is never a traceback."""
+    path = tmp_path_factory.mktemp("damage") / "recipe.toml"
+    path.write_bytes((GOOD[:at] + scrap + GOOD[at + length :]).encode("utf-8", "surrogatepass"))
+    assert all(fault.where and fault.message for fault in complaints(path))
+
+
+@settings(max_examples=150)
+@given(
+    st.sampled_from(["name", "model", "data", "data.task_options", "train", "train.lora.target_modules", "evaluate"])
+    | st.sampled_from(["resources.train.extra", "env", "env.variables", "env.secrets", "sweep", "sweep.parameters"])
+    | st.sampled_from(["serve.extra_arguments", "data.train", "model.path", "quantize", "resources", "train.steps"]),
+    st.recursive(
+        st.integers() | st.floats() | st.booleans() | st.text(max_size=4) | st.just("1979-05-27"),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["min", "max", "a"]), inner),
+        max_leaves=4,
+    ),
+)
+def test_any_value_anywhere_gives_a_report(tmp_path_factory: pytest.TempPathFactory, key: str, value: object) -> None:
+    path = tmp_path_factory.mktemp("values") / "recipe.toml"
+    path.write_text(GOOD)
+    assert all(fault.where and fault.message for fault in complaints(path, f"{key}={toml(value)}"))
+
+
+def complaints(path: Path, *overrides: str) -> tuple[Fault, ...]:
+    """The faults of a recipe that may have none."""
+    try:
+        load_recipe(path, overrides)
+    except InputError as error:
+        return error.faults
+    return ()
+
+
+def toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return str(value).lower() if isinstance(value, (bool, float)) else json.dumps(value, ensure_ascii=False)

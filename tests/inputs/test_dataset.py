@@ -54,7 +54,7 @@ def test_shapes(tmp_path: Path, record: dict[str, Any], row: dict[str, Any]) -> 
 
 def test_columns_and_formats(tmp_path: Path) -> None:
     path = jsonl(tmp_path, {"q": "1+1?", "a": "2", "text": "A long text."})
-    columns = {"prompt": "q", "completion": "a"}
+    columns = {"messages": None, "prompt": "q", "completion": "a", "text": None}
     assert list(read_rows([path], "auto", columns)) == [PAIR]
     assert list(read_rows([path], "prompt_completion", columns)) == [PAIR]
     assert list(read_rows([path], "text")) == [TEXT]

@@ -221,6 +221,24 @@ def test_a_choice_displaces_what_belonged_to_the_other(tmp_path: Path) -> None:
     assert wsd["decay_steps"] == 6
 
 
+SWEEPS = [
+    'parameters = { "train.learning_rate" = [1e-4, 3e-4], "train.lora.rank" = [8, 16] }',
+    'parameters = { "train.epochs" = [1, 2], "model.path" = ["/a", "/b"], "train.tuner" = ["full", "dora"] }',
+    'parameters = { "data.task_options.min_terms" = [2, 3], "env.variables.NAME" = ["x"], "train.lora.alpha" = [1] }',
+    'parameters = { "resources.train.memory" = ["6G", 8192], "quantize.bits" = [4, 8] }\nmethod = "list"',
+    'parameters = { "train.steps" = { min = 10, max = 99 }, "train.seed" = [1, 2, 3] }\nmethod = "random"\nsamples = 4',
+    'parameters."train.learning_rate" = { min = 1e-5, max = 1e-2, scale = "log" }\nmethod = "random"\nsamples = 4',
+]
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_sweeps(tmp_path: Path, sweep: str) -> None:
+    text = (ROOT / "recipes" / "sft-smollm2-cpu.toml").read_text() + f"\n[sweep]\n{sweep}\n"
+    resolved = load_recipe(write(tmp_path, text)).resolved
+    assert resolved["sweep"]["parameters"]
+    assert resolved["train"]["steps"] == 60
+
+
 @pytest.mark.parametrize(
     ("word", "loc", "value"),
     [
