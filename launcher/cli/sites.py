@@ -46,6 +46,9 @@ def command(site_name: str, as_json: bool) -> None:
                 "shipped": file.shipped,
             }
         )
+    if not any(row["chosen"] for row in rows):  # --site FILE: one that no name finds
+        row = {"name": choice.site.name, "chosen": True, "scheduler": choice.site.scheduler, "shipped": False}
+        rows.append({**row, "description": choice.site.description, "path": choice.site.path})
     if as_json:
         print_json({"chosen": choice.site.name, "why": choice.why, "sites": rows})
         return

@@ -84,10 +84,10 @@ def show_details(found: dict[str, Any], console: Console) -> None:
     console.print(Text.assemble((found["run_id"], "bold"), "  ", run_state_text(found["state"])))
     model = found["model"]
     pairs = [
-        ("recipe", found["recipe_path"]),
+        ("made from", found["recipe_path"]),
         ("commit", found["git_sha"]),
         ("data", found["data_hash"]),
-        ("model", model.get("name") or model.get("path") or ""),
+        ("base model", model.get("name") or model.get("path") or ""),
         ("site", f"{found['site']} ({found['scheduler']} scheduler)"),
         ("user", found["user"]),
         ("version", f"swiftlaunch {found['version']}"),
