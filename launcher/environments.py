@@ -20,6 +20,7 @@ from pathlib import Path
 
 from launcher import assets, sites
 from launcher.errors import EnvironmentFault, UserError
+from launcher.plan import Environment
 from launcher.record import read_json, write_json, write_text
 from launcher.scheduler import process
 from launcher.sites import (
@@ -29,7 +30,6 @@ from launcher.sites import (
     SiteEnvironment,
     environment_folder,
     import_command,
-    resolve_environment,
 )
 from launcher.units import show_mib
 
@@ -70,7 +70,10 @@ def status(site: Site, role: str) -> EnvironmentState:
     """What is there for a role; looks at files only. Raises UserError if the site does not name the role."""
     environment = _environment(site, role)
     if environment.kind == "locked":
-        return _locked_status(site, role)
+        path = lock_path(site, role)
+        if not path.is_file():
+            return EnvironmentState(role, "locked", "", present=False, broken=f"there is no lock file {path}")
+        return _locked_status(role, _folder(site, role))
     kind, python = environment.kind, environment.python
     missing = ""
     if kind == "venv" and not os.access(python, os.X_OK):
@@ -97,7 +100,7 @@ def sync(site: Site, role: str, on_progress: OnProgress) -> EnvironmentState:
     lock = sites.read_lock(site, role, assets.folder("site"))
     folder = _folder(site, role)
     with _alone(folder, on_progress):
-        found = _locked_status(site, role)
+        found = _locked_status(role, folder)
         if found.present:
             return found
         started = time.monotonic()
@@ -105,7 +108,7 @@ def sync(site: Site, role: str, on_progress: OnProgress) -> EnvironmentState:
         _make_venv(folder, environment.python or sys.executable, on_progress)
         _install(folder, lock, on_progress)
         on_progress(len(lock.requirements), len(lock.requirements), "first import")
-        _check_imports(site, role, lock)
+        _check_imports(role, folder, lock)
         packages = _installed(folder)
         write_json(
             folder / COMPLETE,
@@ -119,7 +122,7 @@ def sync(site: Site, role: str, on_progress: OnProgress) -> EnvironmentState:
                 "size_mib": _size_mib(folder),
             },
         )
-    return _locked_status(site, role)
+    return _locked_status(role, folder)
 
 
 def remove(site: Site, role: str) -> int:
@@ -147,8 +150,8 @@ def _folder(site: Site, role: str) -> Path:
     return environment_folder(site, role, sites.lock_hash(site, role, assets.folder("site")))
 
 
-def _check_imports(site: Site, role: str, lock: Lock) -> None:
-    environment = resolve_environment(site, role, sites.lock_hash(site, role, assets.folder("site")))
+def _check_imports(role: str, folder: Path, lock: Lock) -> None:
+    environment = Environment(role, "venv", str(folder / "bin/python"))
     done = process.run(import_command(environment, lock.imports), timeout=IMPORT_SECONDS)
     if done.returncode:
         modules = ", ".join(lock.imports)
@@ -158,11 +161,7 @@ def _check_imports(site: Site, role: str, lock: Lock) -> None:
         )
 
 
-def _locked_status(site: Site, role: str) -> EnvironmentState:
-    path = lock_path(site, role)
-    if not path.is_file():
-        return EnvironmentState(role, "locked", "", present=False, broken=f"there is no lock file {path}")
-    folder = _folder(site, role)
+def _locked_status(role: str, folder: Path) -> EnvironmentState:
     python = folder / "bin/python"
     record = read_json(folder / COMPLETE)
     broken = ""

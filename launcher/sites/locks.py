@@ -71,7 +71,7 @@ def read_lock(site: Site, role: str, shipped: Path) -> Lock:
     text = _text(site, role, shipped)
     options = " ".join(re.findall(r"^# pip:(.*)$", text, re.MULTILINE))
     imports = " ".join(re.findall(r"^# import:(.*)$", text, re.MULTILINE))
-    disk = re.search(r"^# disk:(.*)$", text, re.MULTILINE)
+    disk = re.search(r"^# disk: *(.*)$", text, re.MULTILINE)
     path = lock_path(site, role, shipped)
     try:
         return Lock(
