@@ -108,7 +108,7 @@ def sync(site: Site, role: str, on_progress: OnProgress) -> EnvironmentState:
         _make_venv(folder, environment.python or sys.executable, on_progress)
         _install(folder, lock, on_progress)
         on_progress(len(lock.requirements), len(lock.requirements), "first import")
-        _check_imports(role, folder, lock)
+        _check_imports(environment, folder, lock)
         packages = _installed(folder)
         write_json(
             folder / COMPLETE,
@@ -150,14 +150,14 @@ def _folder(site: Site, role: str) -> Path:
     return environment_folder(site, role, sites.lock_hash(site, role, assets.folder("site")))
 
 
-def _check_imports(role: str, folder: Path, lock: Lock) -> None:
-    environment = Environment(role, "venv", str(folder / "bin/python"))
-    done = process.run(import_command(environment, lock.imports), timeout=IMPORT_SECONDS)
+def _check_imports(wanted: SiteEnvironment, folder: Path, lock: Lock) -> None:
+    built = Environment(wanted.role, "venv", str(folder / "bin/python"), modules=wanted.modules)
+    done = process.run(import_command(built, lock.imports), timeout=IMPORT_SECONDS)
     if done.returncode:
         modules = ", ".join(lock.imports)
         raise EnvironmentFault(
-            f"the {role} environment is installed but cannot import {modules}: {_last_line(done.stderr)}",
-            hint=f"see what it prints: {shlex.join([environment.python, '-c', 'import ' + modules])}",
+            f"the {wanted.role} environment is installed but cannot import {modules}: {_last_line(done.stderr)}",
+            hint=f"see what it prints: {shlex.join([built.python, '-c', 'import ' + modules])}",
         )
 
 
