@@ -58,7 +58,7 @@ def plan(tmp_path: Path) -> Plan:
             "train",
             "train",
             (),
-            {"model": base, "train": {"engine": "megatron", "method": "sft", "tuner": "lora"}},
+            {"model": base, "train": {"engine": "megatron", "method": "sft"}},
             resources=Resources(1, 2, 1, 0, 6144, 60),
             environment=Environment(role="train", kind="venv", python="/env/bin/python"),
             layout="PP2",

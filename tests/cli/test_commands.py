@@ -45,7 +45,7 @@ def test_show_knows_everything(run_dir: RunDir, plan: Plan, capsys: pytest.Captu
     assert found["files"]["run"] == str(run_dir.root)
     assert run(["show", "latest"]) == 0
     text = capsys.readouterr().out
-    for word in ("torch 2.13.0", "megatron sft lora", "PP2", "0123abc", str(run_dir.root / "logs/train")):
+    for word in ("torch 2.13.0", "megatron sft", "PP2", "0123abc", str(run_dir.root / "logs/train")):
         assert word in text
 
 
