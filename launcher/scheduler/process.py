@@ -6,10 +6,13 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from launcher.errors import SchedulerError
 
@@ -42,31 +45,51 @@ def run(
     The exit code is the caller's to judge. Raises SchedulerError if the program cannot be started and
     ProcessTimeout when time is up; then, and on Ctrl-C, its whole process group is ended first.
     """
+    process = None
     try:
-        process = subprocess.Popen(
-            list(argv),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=None if env is None else dict(env),
-            cwd=cwd,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise SchedulerError(
-            f"cannot start {argv[0]}: {error.strerror}", hint=f"is {argv[0]} installed and on PATH?"
-        ) from None
-    try:
+        with _interrupts_later():
+            process = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=None if env is None else dict(env),
+                cwd=cwd,
+                start_new_session=True,
+            )
         stdout, stderr = _read(process, timeout, on_line)
         return Finished(process.returncode, stdout, stderr)
+    except OSError as error:
+        if process is not None:
+            raise
+        hint = f"is {argv[0]} installed and on PATH?"
+        raise SchedulerError(f"cannot start {argv[0]}: {error.strerror}", hint=hint) from None
     except subprocess.TimeoutExpired:
         raise ProcessTimeout(f"{argv[0]} did not end within {timeout:.0f} s") from None
     finally:
-        if process.returncode is None:
-            _end_group(process)
-        for pipe in (process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
+        if process is not None:
+            if process.returncode is None:
+                _end_group(process)
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C counts at the end of this block: inside Popen it would leave a process that nobody knows."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    noted: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: noted.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        for number, frame in noted:
+            handler(number, frame)
 
 
 def _read(

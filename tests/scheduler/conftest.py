@@ -16,7 +16,7 @@ from launcher.scheduler.local import folders, tree
 from launcher.scheduler.local.client import LocalScheduler
 from launcher.scheduler.local.config import Timing
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0  # the machine may be busy
 
 
 def until(ready: Callable[[], object], what: str) -> None:
@@ -75,7 +75,7 @@ class Desk:
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
     state_dir = tmp_path / "state"
-    timing = Timing(poll=0.02, kill_wait=1.0, step_kill_wait=0.5, idle=0.3)
+    timing = Timing(poll=0.02, kill_wait=2.0, step_kill_wait=1.5, idle=0.3)
     scheduler = LocalScheduler(state_dir, machine=Machine(nodes=4, cpus=2, memory_mib=8000), timing=timing)
     desk = Desk(scheduler, tmp_path, state_dir)
     yield desk

@@ -116,7 +116,7 @@ while :; do wait "$step"; code=$?; kill -0 "$step" 2>/dev/null || break; done
 echo "code $code"
 scontrol requeue "$SLURM_JOB_ID" && sleep 60
 echo never"""
-    job_id = desk.submit(body, "--nodes=2", "--ntasks-per-node=1", "--time=0:02", "--signal=B:USR2@1", "--requeue")
+    job_id = desk.submit(body, "--nodes=2", "--ntasks-per-node=1", "--time=0:20", "--signal=B:USR2@19", "--requeue")
     job = desk.end(job_id)
     assert (job.state, job.restarts) == (State.COMPLETED, 1)
     log = desk.log(job_id)
@@ -129,7 +129,7 @@ def test_signal_without_b_reaches_the_tasks_only(desk: Desk) -> None:
     body = """
 trap 'echo shell got it' USR2
 srun bash -c 'trap "echo task got it; exit 3" USR2; while :; do sleep 0.02; done' & wait; wait $!; echo code $?"""
-    job_id = desk.submit(body, "--time=0:02", "--signal=USR2@1")
+    job_id = desk.submit(body, "--time=0:20", "--signal=USR2@19")
     assert desk.end(job_id).state is State.COMPLETED
     assert "task got it" in desk.log(job_id)
     assert "shell got it" not in desk.log(job_id)
@@ -145,7 +145,7 @@ def test_time_limit_term_then_kill(desk: Desk) -> None:
     assert (job.state, job.signal) == (State.TIMEOUT, 9)
     assert job.started is not None
     assert job.ended is not None
-    assert 1.9 <= job.ended - job.started < 8  # the limit and kill_wait
+    assert 2.9 <= job.ended - job.started < 15  # the limit and kill_wait
 
 
 def test_cancel_leaves_no_process(desk: Desk) -> None:
@@ -248,15 +248,24 @@ def test_a_second_stepd_of_the_same_run_does_nothing(desk: Desk) -> None:
 
 
 def test_signals_are_as_a_shell_expects(desk: Desk) -> None:
-    """Python ignores SIGPIPE; what jobs start must not inherit that, nor a HUP that nohup ignores."""
-    body = "yes | head -1; echo batch ${PIPESTATUS[0]}; srun bash -c 'yes | head -1; echo task ${PIPESTATUS[0]}'"
-    job_id = desk.submit(f"{body}; cat /proc/self/status; srun cat /proc/self/status")
+    """Python ignores SIGPIPE and stepd blocks SIGCHLD; what jobs start must not inherit that."""
+    script = desk.script("")
+    lines = script.read_text().splitlines()
+    lines[0] = f"#!{sys.executable}"  # no bash, which would mend some of it
+    code = "import subprocess; print(open('/proc/self/status').read(), flush=True)"
+    script.write_text("\n".join([*lines, code, "subprocess.run(['srun', 'cat', '/proc/self/status'])\n"]))
+    job_id = desk.scheduler.submit(script)
     assert desk.end(job_id).state is State.COMPLETED
-    log = desk.log(job_id)
-    assert "batch 141" in log
-    assert "task 141" in log
-    assert log.count("SigIgn:\t0000000000000000") == 2
-    assert log.count("SigBlk:\t0000000000000000") == 2
+    ignored = [line.split()[1] for line in desk.log(job_id).splitlines() if line.startswith("SigIgn")]
+    blocked = [line.split()[1] for line in desk.log(job_id).splitlines() if line.startswith("SigBlk")]
+    python_ignores = (1 << signal.SIGPIPE - 1) | (1 << signal.SIGXFSZ - 1)  # in itself, not in what it starts
+    assert [int(mask, 16) & ~python_ignores for mask in ignored] == [0, 0]
+    assert [int(mask, 16) for mask in blocked] == [0, 0]
+    job_id = desk.submit(
+        "yes | head -1; echo batch ${PIPESTATUS[0]}; srun bash -c 'yes | head -1; echo ${PIPESTATUS[0]}'"
+    )
+    assert desk.end(job_id).state is State.COMPLETED
+    assert desk.log(job_id).split() == ["y", "batch", "141", "y", "141"]
 
 
 def test_after_a_reboot_jobs_start_again(desk: Desk) -> None:
@@ -291,6 +300,13 @@ exit $((SLURM_ARRAY_TASK_ID == 3))"""
     unmet = desk.scheduler.submit(desk.script("true", "--kill-on-invalid-dep=yes"), depends_on=[array])
     assert desk.end(met).state is State.COMPLETED
     assert desk.end(unmet).state is State.CANCELLED
+    follower = desk.script("true", "--kill-on-invalid-dep=yes", f"--output={desk.folder}/follow-%a.log")
+    following = desk.scheduler.submit(follower, depends_on=[array], dependency_kind="aftercorr", array="2,3")
+    desk.end(following)
+    tasks = desk.scheduler.jobs([f"{following}_2", f"{following}_3"])
+    assert [job.state for job in tasks.values()] == [State.COMPLETED, State.CANCELLED]
+    rescue = desk.scheduler.submit(desk.script("true"), depends_on=[f"{array}_3"], dependency_kind="afternotok")
+    assert desk.end(rescue).state is State.COMPLETED
 
 
 def test_jobs_wait_for_free_nodes_and_start_in_order(desk: Desk) -> None:
@@ -358,7 +374,7 @@ def test_submitters_at_once(desk: Desk) -> None:
     submitters = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(4)]
     ids = [job_id for submitter in submitters for job_id in submitter.communicate()[0].decode().split()]
     assert len(set(ids)) == 20
-    assert len(_supervisors(desk)) == 1
+    until(lambda: len(_supervisors(desk)) == 1, "one supervisor")  # one that forks counts twice for a moment
     go.touch()
     for job_id in ids:
         assert desk.end(job_id).state is State.COMPLETED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import InputError
@@ -124,12 +124,14 @@ def test_words() -> None:
     assert split("''") == [""]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\\\n\r\0")))
 def test_what_python_quotes_is_read_back(text: str) -> None:
     """Templates quote with shlex; a backslash is the one letter that sbatch reads differently in quotes."""
     assert split("--comment=" + shlex.quote(text)) == ["--comment=" + text]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.sets(st.integers(0, 300), max_size=20))
 def test_host_lists_come_back(numbers: set[int]) -> None:
     names = [f"node{number}" for number in sorted(numbers)]

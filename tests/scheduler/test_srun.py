@@ -47,12 +47,12 @@ def test_labels(desk: Desk) -> None:
 def test_a_failing_rank_ends_the_others(desk: Desk) -> None:
     """TERM first, KILL for those that do not listen; the exit code is that of the rank that failed."""
     task = """case $SLURM_PROCID in
-  0) trap "" TERM; sleep 600;;
-  1) trap "echo told; exit 5" TERM; while :; do sleep 0.02; done;;
-  2) sleep 0.3; exit 75;;
+  0) trap "" TERM; : >ready-0; sleep 600;;
+  1) trap "echo told; exit 5" TERM; : >ready-1; while :; do sleep 0.02; done;;
+  2) while [ ! -e ready-0 ] || [ ! -e ready-1 ]; do sleep 0.02; done; exit 75;;
   3) sleep 600;;
 esac"""
-    job_id = desk.submit(f"srun --kill-on-bad-exit=1 bash -c '{task}'; echo code $?", *FOUR)
+    job_id = desk.submit(f"cd {desk.folder}; srun --kill-on-bad-exit=1 bash -c '{task}'; echo code $?", *FOUR)
     assert desk.end(job_id).state is State.COMPLETED
     assert "code 75" in desk.log(job_id)
     assert "told" in desk.log(job_id)
@@ -141,7 +141,7 @@ def test_a_step_starts_quickly(desk: Desk) -> None:
     job_id = desk.submit("for i in 1 2 3 4 5 6 7 8; do srun true; done; scontrol show hostnames")
     started = time.monotonic()
     desk.end(job_id)
-    assert time.monotonic() - started < 8  # 8 steps; one takes some 40 ms on a quiet machine
+    assert time.monotonic() - started < 15  # 8 steps; one takes some 40 ms on a quiet machine
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,10 @@ def main(arguments: list[str]) -> int:
     os.umask(0o077)
     table = Table(state_dir)  # before the fork: the starter learns if this fails
     table.close()
-    if os.fork():
+    if child := os.fork():
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, tree.identity(child).encode(), 0)
         os._exit(0)
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, tree.identity(os.getpid()).encode(), 0)
     _Supervisor(state_dir).to_the_end(lock)
     return 0
 
@@ -49,6 +49,7 @@ class _Supervisor:
         self.table = Table(state_dir)
         self.config: Config = load(state_dir)
         self.stepds: dict[tuple[int, int], subprocess.Popen[bytes]] = {}  # started here, by job and restarts
+        self.seen = 0  # version of the table in which no pending job could start
 
     def to_the_end(self, lock: int) -> None:
         """Until there has been no work for some seconds."""
@@ -72,11 +73,15 @@ class _Supervisor:
         """One round; whether anything changed."""
         for process in self.stepds.values():
             process.poll()
-        rows = self.table.unfinished()
-        changed = [self._look_after(row) for row in rows if row.state == "RUNNING"]
-        if any(changed):
-            return True
-        return self._start_pending(rows)
+        for row in self.table.running():
+            if self._look_after(row):
+                self.seen = 0
+        version = self.table.version()
+        if version == self.seen:
+            return False  # who waits, waits on
+        changed = self._start_pending(self.table.unfinished())
+        self.seen = 0 if changed else version  # a job that was cancelled here decides on others
+        return changed
 
     def _look_after(self, row: Row) -> bool:
         """A running job: has it ended, has its stepd gone, was it never started?"""

@@ -166,6 +166,13 @@ class Table:
         """Pending and running jobs in the order of their ids."""
         return self._rows("WHERE state IN ('PENDING', 'RUNNING')", {})
 
+    def running(self) -> list[Row]:
+        return self._rows("WHERE state = 'RUNNING'", {})
+
+    def version(self) -> int:
+        """A number that changes when another process has written to the table."""
+        return int(self._sql.execute("PRAGMA data_version").fetchone()[0])
+
     def has_work(self) -> bool:
         """Whether a supervisor has something to do or to wait for."""
         found = self._sql.execute(
