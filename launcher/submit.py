@@ -29,7 +29,7 @@ from launcher.rundir import RunDir
 from launcher.scheduler import Scheduler, default_state_dir, open_scheduler
 from launcher.scheduler.base import Machine
 from launcher.scheduler.process import run as run_process
-from launcher.sites import Site, choose_site, lock_hashes, lock_hashes
+from launcher.sites import Site, choose_site, lock_hashes
 
 # What a job imports: words and records, and work/. Everything else stays on the login node.
 _SNAPSHOT = (
