@@ -163,12 +163,10 @@ def _from_files(data: Mapping[str, Any], split: Split) -> Iterator[Problem]:
 def _rows(data: Mapping[str, Any], split: Split, form: str) -> Iterator[Problem]:
     from launcher.dataset import read_rows
 
-    for index, row in enumerate(read_rows(data.get(split) or [], form)):
+    for index, row in enumerate(read_rows(data.get(split) or [], form, data.get("columns"))):
         name = f"{split}:{index}"
         if "messages" in row:
             turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in row["messages"]]
-            if not turns or turns[-1]["role"] != "assistant":
-                raise WorkerError(f"row {name} does not end with the assistant's turn", where=f"data.{split}")
             yield Problem(name, tuple(turns[:-1]), turns[-1]["content"])
         elif "completion" in row:
             yield Problem(name, ({"role": "user", "content": str(row["prompt"])},), str(row["completion"]))

@@ -95,6 +95,7 @@ def _merge(base: Path, weights: Path, adapter: Mapping[str, Any], part: Path, co
             b = low_rank[f"{layer}.lora_B.weight"].to(torch.float32)
             tensors[name] = (weight.to(torch.float32) + scale * (b @ a)).to(weight.dtype).contiguous()
         save_file(tensors, str(part / path.name), metadata={"format": "pt"})
+        (part / path.name).chmod(0o644)  # safetensors writes for its owner alone
         context.progress(number + 1, len(files), "files")
         context.raise_if_stopping()
     if waiting:
