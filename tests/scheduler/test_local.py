@@ -116,7 +116,7 @@ while :; do wait "$step"; code=$?; kill -0 "$step" 2>/dev/null || break; done
 echo "code $code"
 scontrol requeue "$SLURM_JOB_ID" && sleep 60
 echo never"""
-    job_id = desk.submit(body, "--nodes=2", "--ntasks-per-node=1", "--time=0:20", "--signal=B:USR2@19", "--requeue")
+    job_id = desk.submit(body, "--nodes=2", "--ntasks-per-node=1", "--time=0:20", "--signal=B:USR2@17", "--requeue")
     job = desk.end(job_id)
     assert (job.state, job.restarts) == (State.COMPLETED, 1)
     log = desk.log(job_id)
@@ -129,7 +129,7 @@ def test_signal_without_b_reaches_the_tasks_only(desk: Desk) -> None:
     body = """
 trap 'echo shell got it' USR2
 srun bash -c 'trap "echo task got it; exit 3" USR2; while :; do sleep 0.02; done' & wait; wait $!; echo code $?"""
-    job_id = desk.submit(body, "--time=0:20", "--signal=USR2@19")
+    job_id = desk.submit(body, "--time=0:20", "--signal=USR2@17")
     assert desk.end(job_id).state is State.COMPLETED
     assert "task got it" in desk.log(job_id)
     assert "shell got it" not in desk.log(job_id)
