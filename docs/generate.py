@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/: the recipe and site references and the recipe's JSON schema.
+"""Write the generated pages of docs/: the command, recipe and site references and the recipe's JSON schema.
 
 Run by `make docs`; tests/docs compares the pages with what this makes.
 """
@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from launcher.cli import reference
 from launcher.recipe import recipe_schema
 
 DOCS = Path(__file__).resolve().parent
@@ -19,6 +20,7 @@ def pages() -> dict[str, str]:
     """File name -> text of every generated page."""
     schema = recipe_schema()
     return {
+        "cli.md": reference.page(),
         "recipe.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
         "recipe.md": recipe_page(schema),
         "site.md": site_page(DOCS.parent / "site"),

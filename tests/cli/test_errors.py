@@ -12,6 +12,7 @@ import pytest
 from launcher.cli import run
 from launcher.cli.messages import if_interrupted
 from launcher.errors import Fault, InputError, SchedulerError
+from launcher.rundir import RunDir
 
 pytestmark = pytest.mark.unit
 
@@ -33,18 +34,25 @@ Program = Callable[..., "subprocess.CompletedProcess[str]"]
     ],
     ids=" ".join,
 )
-def test_a_fault_of_the_user(swiftlaunch: Program, words: list[str], error: str, hint: str) -> None:
-    finished = swiftlaunch(*words)
-    assert finished.returncode == 2, finished.stderr
-    assert finished.stdout == ""
-    lines = finished.stderr.splitlines()
+def test_a_fault_of_the_user(
+    words: list[str], error: str, hint: str, run_dir: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
     assert lines[0].startswith("error: ")
     assert error in lines[0]
     if hint:
         assert lines[1].startswith("hint: ")
         assert hint in lines[1]
-    assert "Traceback" not in finished.stderr
-    assert "\x1b" not in finished.stderr
+    assert "\x1b" not in err
+
+
+def test_a_fault_of_the_user_leaves_the_program_quietly(swiftlaunch: Program) -> None:
+    finished = swiftlaunch("status", "chain-smu")
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr == "error: no run 'chain-smu'\nhint: did you mean chain-sum?\n"
 
 
 def test_every_fault_of_an_input_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
