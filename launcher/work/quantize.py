@@ -43,6 +43,9 @@ def run(context: Context) -> None:
     if found := quant_method(folder):
         raise WorkerError(f"the model is quantized already ({found})", where=str(folder))
     share_cores()
+    attempt = context.files.attempt(context.stage.name, context.attempt)
+    attempt.mkdir(parents=True, exist_ok=True)
+    os.chdir(attempt)  # both libraries write logs to the current folder
     target = context.files.artifact(context.stage.name)
     part = fresh_beside(target)
     try:

@@ -86,10 +86,10 @@ def test_a_server_that_stays_answers_until_it_is_stopped(run: Run, real_model: P
         assert found["engine"] == "transformers"
         assert found["base_url"] == f"http://127.0.0.1:{found['port']}/v1"
         reply = chat(
-            found["host"], found["port"], model=found["model"], prompt="What is the capital of Italy?", max_tokens=16,
+            found["host"], found["port"], model=found["model"], prompt="What is the capital of France?", max_tokens=16,
             token="", timeout_seconds=120,
         )  # fmt: skip
-        assert "Rome" in answer_of(reply)
+        assert "Paris" in answer_of(reply)
         process.send_signal(number)
         assert process.wait(60) == code, run.log("serve")
         assert not run.files.endpoint("serve").exists()
@@ -112,7 +112,7 @@ def test_a_server_killed_by_force_takes_the_stage_with_it(run: Run, cut_model: P
 def test_a_server_that_dies_early_is_quoted(run: Run, cut_model: Path) -> None:
     options = serve_options({"path": str(cut_model)}, "transformers", extra_arguments=["--no-such-option"])
     run.finish("serve", "transformers", options, code=78)
-    assert "No such option: --no-such-option" in run.failure("serve")
+    assert "no-such-option" in run.failure("serve")
 
 
 def test_a_known_bad_combination_is_refused_before_it_starts(run: Run, cut_model: Path) -> None:
