@@ -100,8 +100,7 @@ class Checkpoints:
         Raises WorkerError when the data is not what the checkpoint was trained on.
         """
         for path in reversed(self._found()):
-            manifest = read_json(path / MANIFEST)
-            complaint = self._complaint(path, manifest)
+            manifest, complaint = self._verified(path)
             if not complaint:
                 self._restore(path, manifest)
                 return Progress(**manifest["progress"])
@@ -113,14 +112,18 @@ class Checkpoints:
         """Published checkpoints, oldest first."""
         return sorted(path for path in self.folder.glob("step-*") if (path / MANIFEST).is_file())
 
-    def _complaint(self, path: Path, manifest: Any) -> str:
-        """Why a checkpoint cannot be used; "" for a good one. The same on every rank."""
-        wanted: dict[str, Any] = manifest["files"]
+    def _verified(self, path: Path) -> tuple[Any, str]:
+        """A checkpoint's manifest, and why the checkpoint cannot be used ("" if it can). The same on every rank."""
+        try:
+            manifest = read_json(path / MANIFEST)
+            wanted: dict[str, Any] = manifest["files"]
+        except (ValueError, KeyError, TypeError):
+            return None, f"{MANIFEST} is damaged"
         digests = hash_files([path / name for name in wanted])
         for (name, facts), digest in zip(wanted.items(), digests, strict=True):
             if digest != facts["sha256"]:
-                return f"{name} is {'damaged' if digest else 'missing'}"
-        return ""
+                return manifest, f"{name} is {'damaged' if digest else 'missing'}"
+        return manifest, ""
 
     def _restore(self, path: Path, manifest: Any) -> None:
         from megatron.core import dist_checkpointing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ def prepare() -> None:
     """Set what must be set before Megatron-core is imported; afterwards it can be imported on any machine."""
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # orders communication before compute under TP
     if not torch.cuda.is_available():
+        warnings.filterwarnings("ignore", message=".*Apex .* not installed")
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # fusions would call a C++ compiler at run time
         cpu.enable()
 
