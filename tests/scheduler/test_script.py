@@ -119,8 +119,11 @@ def test_arrays_and_dependencies() -> None:
 
 
 def test_words() -> None:
-    assert split(""" --a='b c' "d'e" f\\ g 'h'"'"'i' # --no""") == ["--a=b c", "d'e", "f g", "h'i"]
-    assert split("a#b") == ["a"]
+    """As sbatch 22.05 was seen to read them."""
+    assert split(""" --a='b c' "d'e" 'h'"'"'i' # --no""") == ["--a=b c", "d'e", "h'i"]
+    assert split("--comment=a#b") == ["--comment=a"]
+    assert split(r"--comment='a\b'") == ["--comment=ab"]
+    assert split(r"--comment=a\ b") == ["--comment=a", "b"]
     assert split("''") == [""]
 
 

@@ -98,14 +98,18 @@ def parse_script(text: str, *, where: str) -> Request:
 
 
 def split(line: str) -> list[str]:
-    """The words of an #SBATCH line. Unlike in a shell, a backslash escapes in single quotes too, and an unquoted #
-    starts a comment anywhere. Raises ValueError for an open quote."""
+    """The words of an #SBATCH line. Unlike in a shell, a backslash escapes in single quotes too but never a space, and
+    an unquoted # starts a comment anywhere (seen with sbatch 22.05). Raises ValueError for an open quote."""
     words: list[str] = []
     word: str | None = None
     quote = ""
     escaped = False
     for letter in line:
-        if escaped:
+        if letter.isspace() and not quote:  # also after a backslash
+            if word is not None:
+                words.append(word)
+            word, escaped = None, False
+        elif escaped:
             word, escaped = (word or "") + letter, False
         elif letter == "\\":
             escaped = True
@@ -118,10 +122,6 @@ def split(line: str) -> list[str]:
             quote, word = letter, word or ""
         elif letter == "#":
             break
-        elif letter.isspace():
-            if word is not None:
-                words.append(word)
-            word = None
         else:
             word = (word or "") + letter
     if quote:
