@@ -6,6 +6,7 @@ from launcher.errors import WorkerError
 from launcher.work.context import Context
 
 METHODS = ("cpt", "sft")
+TUNERS = ("full", "lora", "rslora")
 
 
 def run(context: Context) -> None:
@@ -16,6 +17,10 @@ def run(context: Context) -> None:
     if train["method"] not in METHODS:
         raise WorkerError(
             f"the megatron engine cannot do {train['method']!r}", where="train.method", hint=" or ".join(METHODS)
+        )
+    if train["tuner"] not in TUNERS:
+        raise WorkerError(
+            f"the megatron engine has no tuner {train['tuner']!r}", where="train.tuner", hint=", ".join(TUNERS)
         )
     from launcher.work.megatron import worker
 

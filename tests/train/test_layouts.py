@@ -26,7 +26,7 @@ DP2: dict[str, Any] = {}
     ("kind", "settings", "layouts"),
     [
         pytest.param("llama", LORA, [TP2_SP, PP2, VPP2, DP2, CP2], id="llama-lora"),
-        pytest.param("qwen3", FULL, [TP2_SP, VPP2, CP2], id="qwen3-full"),
+        pytest.param("qwen3", FULL, [TP2_SP, VPP2], id="qwen3-full"),
         pytest.param("llama", FULL, [PP2, DP2], id="llama-full-tied"),
         pytest.param("moe", LORA, [EP2], id="moe-lora"),
     ],

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import WorkerError
 from launcher.topology import Layout
 from launcher.work.context import Context
 from launcher.work.data import fingerprint, problems
@@ -18,8 +17,6 @@ def run(context: Context) -> None:
     """Train to the last step, leave the artifact, write the result."""
     started = time.monotonic()
     train = context.options["train"]
-    if train["tuner"] not in ("full", "lora", "rslora"):
-        raise WorkerError(f"the megatron engine has no tuner {train['tuner']!r}", where="train.tuner")
     layout = Layout(**train["layout"])
     rows = problems(context.options["data"], "train")
     base = Path(context.options["model"]["path"])
@@ -77,6 +74,7 @@ def run(context: Context) -> None:
     save_artifact(model, artifact, train, base=base)
     weights = sorted(base.glob("*.safetensors"))
     digests = process.hash_files(weights)
+    process.leave()
     if context.is_main:
         context.finish(
             metrics={
@@ -98,7 +96,6 @@ def run(context: Context) -> None:
                 },
             },
         )
-    process.leave()
 
 
 def _versions() -> dict[str, str]:
