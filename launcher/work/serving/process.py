@@ -51,7 +51,7 @@ class ServerProcess:
         self._signal(signal.SIGKILL)
         self._process.wait()
 
-    def tail(self, lines: int = 15) -> str:
+    def tail(self, lines: int = 30) -> str:
         """The last lines of its output."""
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - TAIL_BYTES))
