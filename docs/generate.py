@@ -53,8 +53,8 @@ def site_page(folder: Path) -> str:
         "# Site reference",
         "",
         HEAD,
-        "A site is a TOML file. `swiftlaunch sites` lists those that are known and says why one is chosen; your own go to",
-        "`~/.config/swiftlaunch/sites/NAME.toml`. `swiftlaunch doctor --site NAME` checks one from where you are.",
+        "A site is a TOML file. Your own go to `~/.config/swiftlaunch/sites/NAME.toml`. `swiftlaunch sites` lists all",
+        "that are known and says why one is chosen; `swiftlaunch doctor --site NAME` checks one from where you are.",
         "",
     ]
     for path in [folder / "example-slurm.toml", *sorted(set(folder.glob("*.toml")) - {folder / "example-slurm.toml"})]:
@@ -86,8 +86,7 @@ def _resolve(schema: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
 
 def _type(schema: dict[str, Any], value: dict[str, Any]) -> str:
     words = []
-    for choice in _choices(value):
-        choice = _resolve(schema, choice)
+    for choice in (_resolve(schema, choice) for choice in _choices(value)):
         if "const" in choice:
             words.append(f"`{json.dumps(choice['const'])}`")
         elif "enum" in choice:

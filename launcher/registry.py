@@ -20,6 +20,11 @@ CREATE TABLE IF NOT EXISTS runs (
 """
 
 
+def registry_path(state_dir: Path) -> Path:
+    """The index of runs, beside the local scheduler's state folder."""
+    return state_dir.parent / "registry.sqlite"
+
+
 @dataclass(frozen=True)
 class RunRow:
     """One run as the index knows it. `submitted` is in Unix seconds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import getpass
 import os
@@ -17,19 +18,19 @@ from pathlib import Path
 
 from launcher import __version__, assets
 from launcher.dataset import check_files, hash_parameters
-from launcher.errors import Fault, SwiftlaunchError, UserError
+from launcher.errors import Fault, InputError, SwiftlaunchError, UserError
 from launcher.models import find_model
 from launcher.plan import Plan, Stage
 from launcher.planner import Identity, make_plan
 from launcher.recipe import LoadedRecipe, load_recipe
 from launcher.record import read_json, write_json, write_text
-from launcher.registry import Registry, RunRow
+from launcher.registry import Registry, RunRow, registry_path
 from launcher.render import render
 from launcher.rundir import RunDir
 from launcher.scheduler import Scheduler, default_state_dir, open_scheduler
 from launcher.scheduler.base import Machine
 from launcher.scheduler.process import run as run_process
-from launcher.sites import Site, choose_site, lock_hashes
+from launcher.sites import Site, choose_site, lock_hashes, usable_python
 
 # What a job imports: words and records, and work/. Everything else stays on the login node.
 _SNAPSHOT = (
@@ -58,11 +59,6 @@ class Prepared:
     why_site: str
 
 
-def registry_path() -> Path:
-    """The index of runs, beside the schedulers' own state."""
-    return default_state_dir().parent / "registry.sqlite"
-
-
 def prepare(
     recipe_path: Path,
     *,
@@ -74,9 +70,9 @@ def prepare(
 ) -> Prepared:
     """Check everything that can be checked here, then plan and render.
 
-    Raises InputError with every fault found; touches nothing.
+    `recipe_path` is a file or the name of a shipped recipe. Raises InputError with every fault found; touches nothing.
     """
-    loaded = load_recipe(recipe_path, overrides)
+    loaded = load_recipe(_recipe_file(recipe_path), overrides)
     choice = choose_site(
         site_name, environ=environ, hostname=socket.gethostname(), home=home, shipped=assets.folder("site")
     )
@@ -88,23 +84,52 @@ def prepare(
     resolved = loaded.resolved
     if files:
         resolved = {**resolved, "data": {**resolved["data"], **files}}
-    plan = make_plan(
-        recipe,
-        resolved=resolved,
-        site=site,
-        model=model,
-        data_hash=data_hash,
-        data_faults=data_faults,
-        identity=Identity(
-            run_id=run_id or new_run_id(recipe.name),
-            user=getpass.getuser(),
-            git_sha=_git_sha(loaded.path.parent),
-            recipe_path=str(loaded.path),
-            version=__version__,
-        ),
-        lock_hashes=lock_hashes(site, assets.folder("site")),
-    )
+    with _at_lines(loaded):
+        plan = make_plan(
+            recipe,
+            resolved=resolved,
+            site=site,
+            model=model,
+            data_hash=data_hash,
+            data_faults=data_faults,
+            identity=Identity(
+                run_id=run_id or new_run_id(recipe.name),
+                user=getpass.getuser(),
+                git_sha=_git_sha(loaded.path.parent),
+                recipe_path=str(loaded.path),
+                version=__version__,
+            ),
+            lock_hashes=lock_hashes(site, assets.folder("site")),
+        )
     return Prepared(plan, render(plan, assets.folder("templates")), loaded.text, site, choice.why)
+
+
+def _recipe_file(given: Path) -> Path:
+    """The file as given, or the shipped recipe of that name."""
+    shipped = {path.stem: path for path in assets.folder("recipes").glob("*.toml")}
+    if given.exists() or len(given.parts) != 1 or given.suffix:
+        return given
+    if given.name in shipped:
+        return shipped[given.name]
+    close = difflib.get_close_matches(given.name, shipped, n=1)
+    raise UserError(
+        f"there is no file and no shipped recipe {given.name!r}",
+        hint=f"did you mean {close[0]}?" if close else "shipped are " + ", ".join(sorted(shipped)),
+    )
+
+
+@contextmanager
+def _at_lines(loaded: LoadedRecipe) -> Iterator[None]:
+    """Give faults that name a key of the recipe the line where it stands."""
+    try:
+        yield
+    except InputError as error:
+        keys = [fault.where.split(".") for fault in error.faults]
+        located = [
+            fault._replace(where=loaded.where(*key)) if key[0] in loaded.resolved else fault
+            for fault, key in zip(error.faults, keys, strict=True)
+        ]
+        raise InputError(located) from error
 
 
 def new_run_id(name: str) -> str:
@@ -120,17 +145,18 @@ def submit(prepared: Prepared, *, environ: Mapping[str, str]) -> RunRow:
     """
     plan = prepared.plan
     values = _secret_values(plan, environ)
+    _check_environments(prepared)
     scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir(), machine=_machine(prepared.site))
     root = Path(plan.run_dir)
     _write_run(prepared, values)
     row = RunRow(plan.run_id, plan.name, root, plan.site, plan.scheduler, time.time())
     try:
-        Registry(registry_path()).add(row)
+        Registry(registry_path(default_state_dir())).add(row)
         with _locked(root):
             _submit_stages(plan, scheduler, pending=plan.stages, active={})
     except BaseException:
         if not any((read_json(RunDir(root).jobs) or {}).values()) and not _found_any(plan, scheduler):
-            Registry(registry_path()).remove(plan.run_id)
+            Registry(registry_path(default_state_dir())).remove(plan.run_id)
             shutil.rmtree(root, ignore_errors=True)
         raise
     return row
@@ -260,6 +286,22 @@ def _secret_values(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]:
             hint="export them in this shell, or remove them from the recipe",
         )
     return {name: environ[name] for name in plan.secrets}
+
+
+def _check_environments(prepared: Prepared) -> None:
+    """Locked environments are built before jobs that need them are submitted: compute nodes have no internet."""
+    needed = {stage.environment.role: stage.environment for stage in prepared.plan.stages}
+    missing = [
+        role
+        for role, environment in needed.items()
+        if environment.lock and not usable_python(prepared.site, role, assets.folder("site"))
+    ]
+    if missing:
+        raise UserError(
+            f"not built: {', '.join(missing)}",
+            where=f"environments of site {prepared.site.name}",
+            hint=f"run: swiftlaunch env sync {' '.join(missing)} --site {prepared.site.name}",
+        )
 
 
 def _data(loaded: LoadedRecipe) -> tuple[dict[str, list[str]], str, list[Fault]]:

@@ -24,10 +24,10 @@ def _complete_run(context: click.Context, parameter: click.Parameter, incomplete
 
 def registry() -> Registry:
     """The index of runs."""
-    from launcher.registry import Registry
+    from launcher.registry import Registry, registry_path
     from launcher.scheduler import default_state_dir
 
-    return Registry(default_state_dir().parent / "registry.sqlite")
+    return Registry(registry_path(default_state_dir()))
 
 
 def prepared(recipe: Path, overrides: tuple[str, ...], site_name: str) -> Prepared:

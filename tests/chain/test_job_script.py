@@ -27,7 +27,7 @@ from launcher.submit import _snapshot
 
 pytestmark = pytest.mark.unit
 
-PROBE = '''
+PROBE = """
 import os, signal, time
 from launcher.errors import WorkerError
 from launcher.work.context import Requeue
@@ -51,7 +51,7 @@ def run(context):
     context.rendezvous()
     if context.is_main:
         context.finish(metrics={"acts": act, "world_size": context.world_size})
-'''
+"""
 
 
 class Chain:

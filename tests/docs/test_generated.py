@@ -29,7 +29,16 @@ def test_generated_pages_are_current() -> None:
 
 def test_every_section_of_the_schema_is_in_the_reference() -> None:
     page = generated()["recipe.md"]
-    for section in ("model", "data", "train", "train.layout", "train.lora", "train.checkpoint", "resources.serve", "sweep"):
+    for section in (
+        "model",
+        "data",
+        "train",
+        "train.layout",
+        "train.lora",
+        "train.checkpoint",
+        "resources.serve",
+        "sweep",
+    ):
         assert f"## [{section}]" in page
     assert "| `learning_rate` |" in page
 
