@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import multiprocessing
 import os
 import platform
 import socket
@@ -91,8 +92,11 @@ def _failed(context: Context, error: BaseException) -> int:
 
 
 if __name__ == "__main__":
-    # os._exit: engines leave threads and helper processes that would keep a finished rank alive
     status = main(sys.argv[1:])
+    # os._exit: engines leave threads that would keep a finished rank alive. It runs no exit handlers, so helper
+    # processes (Megatron's checkpoint writer has some) are ended here; they would outlive the rank.
+    for helper in multiprocessing.active_children():
+        helper.terminate()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
