@@ -16,6 +16,7 @@ from launcher.units import show_mib, slurm_time
 _TABLES = {"baseline": ("baseline", "evaluate", "default")}
 
 # sites have checked values, whose names say the unit
+LEAST_MINUTES = 5  # a job that is told to stop before it has begun to work would ask for another for ever
 _SITE_KEYS = {"memory": "memory_mib", "time_limit": "time_limit_minutes"}
 
 _TIME_LIMIT_MINUTES = {"baseline": 120, "train": 1440, "export": 60, "evaluate": 120, "quantize": 240, "serve": 60}
@@ -208,6 +209,11 @@ def _faults(asked: _Asked, need: Resources, site: Site, partition: Partition | N
     if partition and partition.time_limit_minutes and need.time_limit_minutes > partition.time_limit_minutes:
         limit, wanted = slurm_time(partition.time_limit_minutes), slurm_time(need.time_limit_minutes)
         fault("time_limit", f"{wanted} is over the limit of partition {partition.name}", f"the limit is {limit}")
+    if need.time_limit_minutes < LEAST_MINUTES:
+        message = (
+            f"{_counted(need.time_limit_minutes, 'minute')} is too short: jobs are told to stop 2 to 3 minutes before"
+        )
+        fault("time_limit", message, f"use {LEAST_MINUTES} minutes or more")
     if need.gpus_per_node and asked.table == "train" and need.tasks_per_node != need.gpus_per_node:
         message = f"{_counted(need.tasks_per_node, 'rank')} for {_counted(need.gpus_per_node, 'GPU')}"
         fault("tasks_per_node", message, f"training runs one rank per GPU: tasks_per_node = {need.gpus_per_node}")

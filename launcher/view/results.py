@@ -40,8 +40,8 @@ def headline(worker: str, metrics: dict[str, Any]) -> str:
     if "size_mib_after" in metrics:
         bits = f" at {metrics['bits']} bit" if metrics.get("bits") else ""
         words.append(f"{show_mib(metrics.get('size_mib_before', 0))} -> {show_mib(metrics['size_mib_after'])}{bits}")
-    if worker == "serve" and metrics.get("seconds") is not None:
-        words.append(f"answered in {show_seconds(metrics['seconds'])}")
+    if worker == "serve":
+        words.append(f"answered in {show_seconds(metrics['seconds_to_answer'])}")
     return ", ".join(words)
 
 

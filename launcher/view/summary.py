@@ -42,12 +42,12 @@ def show_summary(status: RunStatus, plan: Plan, console: Console) -> None:
 
 
 def _show_answer(stage: StageStatus, console: Console) -> None:
-    metrics = stage.result.get("metrics", {}) if stage.result else {}
-    if "answer" not in metrics:
+    served = stage.result.get("artifacts", {}) if stage.result else {}
+    if "answer" not in served:
         return
     console.print()
-    console.print(Text(f"served by {metrics.get('engine', stage.name)}:", style="bold"))
-    for text, style in ((f"> {metrics.get('prompt', '')}", "dim"), (str(metrics["answer"]).strip(), "")):
+    console.print(Text(f"served by {served['engine']}:", style="bold"))
+    for text, style in ((f"> {served['prompt']}", "dim"), (str(served["answer"]).strip(), "")):
         console.print(Text(textwrap.indent(text, "  "), style=style), soft_wrap=True)
 
 

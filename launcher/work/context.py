@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import WorkerError
 from launcher.plan import Plan, Stage
 from launcher.record import Recorder, read_json, write_json
 from launcher.rundir import RunDir
 
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: state is saved, run me again
 EXIT_FATAL = 78  # EX_CONFIG: another attempt would end the same way
+_NEAR_THE_END_SECONDS = 200  # USR2 comes 120 s before the time limit, up to 60 s earlier (render.SIGNAL_SECONDS)
 
 
 class Requeue(Exception):
@@ -81,9 +83,20 @@ class Context:
         return self.stop_signal != 0
 
     def raise_if_stopping(self) -> None:
-        """For workers without state of their own to save: stop here, to be run again."""
-        if self.stop_requested:
-            raise Requeue(signal.Signals(self.stop_signal).name)
+        """For workers without state of their own to save: stop here, to be run again from the start.
+
+        Raises Requeue; WorkerError where it was the time limit, since the next attempt would not get further.
+        """
+        if not self.stop_requested:
+            return
+        if self.end_time is not None and self.end_time - time.time() < _NEAR_THE_END_SECONDS:
+            minutes = self.stage.resources.time_limit_minutes
+            raise WorkerError(
+                f"{self.stage.name} is not done within its time limit of {minutes} minutes",
+                where=f"resources.{self.stage.name}.time_limit",
+                hint="raise it and submit again",
+            )
+        raise Requeue(signal.Signals(self.stop_signal).name)
 
     def catch_signals(self) -> None:
         """Turn USR2 and TERM into `stop_requested`."""

@@ -97,7 +97,7 @@ def test_killed_trainer_gives_the_same_run(tmp_path: Path) -> None:
     stages = {stage["name"]: stage for stage in status["stages"]}
     assert stages["train"]["attempts"] == 2
     assert {"baseline", "train", "export", "evaluate", "quantize", "serve"} <= set(stages)
-    assert stages["serve"]["result"]["metrics"]["answer"].strip()
+    assert stages["serve"]["result"]["artifacts"]["answer"].strip()
     assert stages["quantize"]["result"]["metrics"]["size_mib_after"] < stages["export"]["result"]["metrics"]["size_mib"]
 
     undisturbed = shell.submit(*SHORT, "evaluate.baseline=false")

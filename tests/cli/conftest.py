@@ -31,8 +31,9 @@ RESULTS: dict[str, dict[str, Any]] = {
     "export": {"size_mib": 513.2, "parameters": 134515008, "seconds": 12.0},
     "evaluate": {"accuracy": 0.625, "accuracy_stderr": 0.0605, "problems": 64, "perplexity": 4.5, "seconds": 44.0},
     "quantize": {"size_mib_before": 513.2, "size_mib_after": 120.7, "bits": 4, "accuracy": 0.59375, "problems": 64},
-    "serve": {"prompt": "What is 2 + 2?", "answer": "It is [4].\n", "engine": "transformers", "seconds": 3.21},
+    "serve": {"seconds": 9.1, "seconds_to_listen": 5.8, "seconds_to_answer": 3.21},
 }
+ARTIFACTS = {"serve": {"prompt": "What is 2 + 2?", "answer": "It is [4].\n", "engine": "transformers"}}
 
 
 def _stage(name: str, worker: str, after: tuple[str, ...], options: dict[str, Any], **changes: Any) -> Stage:
@@ -126,7 +127,7 @@ def finished(plan: Plan, stage_status: Callable[..., StageStatus]) -> RunStatus:
             State.COMPLETED,
             started=1000.0 + 100 * number,
             ended=1050.0 + 100 * number,
-            result={"metrics": metrics, "artifacts": {}},
+            result={"metrics": metrics, "artifacts": ARTIFACTS.get(name, {})},
         )
         for number, (name, metrics) in enumerate(RESULTS.items())
     )
