@@ -37,8 +37,8 @@ SlurmctldPort={controller_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-# a requeued job waits as long as its credential lives, by default two minutes
-AuthInfo=socket={dir}/run/munge.socket,cred_expire=4
+# a requeued job waits as long as its credential lives: two minutes, or what is said here, at least 5 s
+AuthInfo=socket={dir}/run/munge.socket,cred_expire=5
 StateSaveLocation={dir}/state
 SlurmdSpoolDir={dir}/spool/%n
 SlurmctldPidFile={dir}/run/slurmctld.pid
@@ -310,7 +310,7 @@ class Cluster:
             with suppress(OSError):
                 words = (process / "environ").read_bytes().split(b"\0")
                 in_job = own in words and any(word.startswith(b"SLURM_JOB_ID=") for word in words)
-                if in_job or (process / "comm").read_text() == "slurmstepd\n" and self._holds_log(process):
+                if in_job or ((process / "comm").read_text() == "slurmstepd\n" and self._holds_log(process)):
                     yield int(process.name)
 
     def _holds_log(self, process: Path) -> bool:

@@ -1,0 +1,126 @@
+"""A stage that does what a test tells it, and chains of such stages; script, srun and exit codes are the real ones."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from launcher import assets
+from launcher.plan import Environment, Plan, Resources, Stage
+from launcher.record import read_events, write_text
+from launcher.render import render
+from launcher.rundir import RunDir
+from launcher.scheduler import Scheduler
+from launcher.scheduler.base import Job
+from launcher.submit import _snapshot
+
+PROBE = """
+import os, signal, time
+from launcher.errors import WorkerError
+from launcher.work.context import Requeue
+
+def run(context):
+    acts = (context.files.stage(context.stage.name) / "acts").read_text().split()
+    act = acts[min(context.attempt, len(acts)) - 1]
+    context.event("progress", done=context.attempt, total=len(acts), unit=act)
+    if act == "wait":
+        while not context.stop_requested:
+            time.sleep(0.05)
+        raise Requeue("asked to stop")
+    if act == "kill" and context.rank == context.world_size - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if act in ("kill", "hang"):
+        time.sleep(600)
+    if act == "wrong":
+        raise WorkerError("the layers do not divide")
+    if act == "net":
+        raise ConnectionError("peer went away")
+    context.rendezvous()
+    if context.is_main:
+        context.finish(metrics={"acts": act, "world_size": context.world_size})
+"""
+
+
+def tell(files: RunDir, stage: str, acts: list[str]) -> None:
+    """Say what the attempts of a probe stage shall do; the last act counts for all further ones."""
+    write_text(files.stage(stage) / "acts", "\n".join(acts))
+
+
+def attempts(files: RunDir, stage: str) -> list[str]:
+    """What the attempts were told to do; a rank may be killed before it says so, so any rank counts."""
+    told = {e["attempt"]: e["unit"] for e in read_events(files.events, stage=stage) if e["kind"] == "progress"}
+    return [told[attempt] for attempt in sorted(told)]
+
+
+class Chain:
+    """A run of probe stages, each after the one before, submitted at once. `polls` is in seconds."""
+
+    def __init__(
+        self, root: Path, scheduler: Scheduler, stages: dict[str, list[str]], *, polls: float = 0.05, **resources: Any
+    ) -> None:
+        self.files = RunDir(root)
+        self.scheduler = scheduler
+        self.polls = polls
+        need = {
+            **{"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1, "gpus_per_node": 0},
+            **{"memory_mib": 64, "time_limit_minutes": 5},
+            **resources,
+        }
+        names = list(stages)
+        self.plan = Plan(
+            run_id="probe-1",
+            name="probe",
+            run_dir=str(root),
+            site="local",
+            scheduler="local",
+            user="someone",
+            version="0",
+            git_sha="",
+            recipe_path="recipe.toml",
+            recipe={},
+            model={},
+            data_hash="",
+            stages=tuple(
+                Stage(
+                    name=name,
+                    worker="probe",
+                    resources=Resources(**need),
+                    environment=Environment(role="train", kind="venv", python=sys.executable),
+                    options={},
+                    depends_on=(names[index - 1],) if index else (),
+                    max_attempts=3,
+                )
+                for index, name in enumerate(names)
+            ),
+        )
+        write_text(self.files.plan, self.plan.to_json())
+        _snapshot(self.files.code / "launcher")
+        (self.files.code / "launcher/work/probe.py").write_text(PROBE)
+        self.jobs: dict[str, str] = {}
+        for name, text in render(self.plan, assets.folder("templates")).items():
+            write_text(self.files.script(name), text, mode=0o755)
+            tell(self.files, name, stages[name])
+            self.files.batch_log(name).parent.mkdir(parents=True)
+        for stage in self.plan.stages:
+            depends_on = [self.jobs[parent] for parent in stage.depends_on]
+            self.jobs[stage.name] = scheduler.submit(self.files.script(stage.name), depends_on=depends_on)
+
+    def job(self, stage: str) -> Job:
+        return self.scheduler.jobs([self.jobs[stage]])[self.jobs[stage]]
+
+    def until(self, condition: Callable[[], bool], seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            logs = "\n".join(path.read_text() for path in self.files.root.glob("logs/*/*.log"))
+            assert time.monotonic() < deadline, logs
+            time.sleep(self.polls)
+
+    def ended(self, stage: str) -> Job:
+        self.until(lambda: self.job(stage).state.terminal)
+        return self.job(stage)
+
+    def attempts(self, stage: str) -> list[str]:
+        return attempts(self.files, stage)
