@@ -1,7 +1,7 @@
 """Score a model on the evaluation rows: greedy answers checked by the task, and perplexity of the wanted answers.
 
-One process. Result: accuracy (mean score, 0 to 1) with its standard error, perplexity per token of the wanted
-answers, and a JSON line per row in `<artifact>/items.jsonl`.
+One process. Result: accuracy (share of wholly right answers) with its standard error, perplexity per token of the
+wanted answers, and a JSON line per row in `<artifact>/items.jsonl`.
 """
 
 from __future__ import annotations
@@ -85,16 +85,21 @@ def run(context: Context) -> None:
 
 
 def summarize(items: Sequence[Item]) -> dict[str, Any]:
-    """The metrics: accuracy and its standard error (sample deviation / sqrt n), perplexity and its token count."""
+    """The metrics: accuracy and its standard error (sample deviation / sqrt n), perplexity and its token count.
+
+    accuracy is the share of rows that are wholly right (score 1); mean_score also counts a task's partial credit.
+    """
     metrics: dict[str, Any] = {"problems": len(items)}
     scores = [item.score for item in items if item.score is not None]
     if scores:
-        metrics["accuracy"] = statistics.fmean(scores)
-        metrics["accuracy_stderr"] = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None
+        right = [float(value == 1.0) for value in scores]
+        metrics["accuracy"] = statistics.fmean(right)
+        metrics["accuracy_stderr"] = statistics.stdev(right) / math.sqrt(len(right)) if len(right) > 1 else None
+        metrics["mean_score"] = statistics.fmean(scores)
     tokens = sum(item.tokens for item in items)
     if tokens:
         nll = math.fsum(item.nll for item in items if item.nll is not None) / tokens
-        metrics["perplexity"] = math.exp(nll) if nll < 700 else math.inf
+        metrics["perplexity"] = math.exp(nll) if nll < 700 else None  # JSON has no infinity
         metrics["perplexity_tokens"] = tokens
     return metrics
 

@@ -24,7 +24,8 @@ def test_generated_problems(run: Run, real_model: Path) -> None:
     rows = items(run, "evaluate")
     metrics = result["metrics"]
     assert metrics["problems"] == len(rows) == 10
-    assert metrics["accuracy"] == pytest.approx(sum(row["score"] for row in rows) / 10)
+    assert metrics["accuracy"] == pytest.approx(sum(row["score"] == 1.0 for row in rows) / 10)
+    assert metrics["mean_score"] == pytest.approx(sum(row["score"] for row in rows) / 10)
     assert 0 < metrics["accuracy"] < 1, "one-digit sums: the demo model knows some"
     assert metrics["accuracy_stderr"] > 0
     assert all(row["output"] for row in rows)

@@ -181,7 +181,13 @@ def test_metrics() -> None:
 
 def test_metrics_that_there_is_nothing_for_are_left_out() -> None:
     assert summarize([item(None)]) == {"problems": 1}
-    assert summarize([item(0.5)]) == {"problems": 1, "accuracy": 0.5, "accuracy_stderr": None}
+    assert summarize([item(1.0)]) == {"problems": 1, "accuracy": 1.0, "accuracy_stderr": None, "mean_score": 1.0}
+
+
+def test_partial_credit_is_not_accuracy() -> None:
+    metrics = summarize([item(1.0), item(0.5), item(0.0), item(0.5)])
+    assert metrics["accuracy"] == 0.25
+    assert metrics["mean_score"] == 0.5
 
 
 def test_a_line_per_item(tmp_path: Path) -> None:
