@@ -26,7 +26,9 @@ def run(context):
     acts = (context.files.stage(context.stage.name) / "acts").read_text().split()
     act = acts[min(context.attempt, len(acts)) - 1]
     context.event("progress", done=context.attempt, total=len(acts), unit=act)
-    if act == "wait":
+    if act == "half" and context.rank == context.world_size - 1:
+        raise ConnectionError("peer went away")
+    if act in ("wait", "half"):
         while not context.stop_requested:
             time.sleep(0.05)
         raise Requeue("asked to stop")

@@ -46,6 +46,8 @@ HOSTILE = [
 # srun writes what it was given, and ends as the test wants it to
 STUB = """#!{python}
 import json, os, signal, sys, time
+if sys.argv[1:3] == ["show", "job"]:
+    sys.exit(1)
 with open(os.environ["STUB_FILE"], "a") as file:
     file.write(json.dumps({{"argv": sys.argv, "environment": dict(os.environ)}}) + "\\n")
 if os.path.basename(sys.argv[0]) == "srun":
