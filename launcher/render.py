@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 
+from launcher.errors import Fault, InputError
 from launcher.plan import Environment, Plan, Stage
 from launcher.rundir import RunDir
 from launcher.units import slurm_time
@@ -51,7 +52,10 @@ def _values(plan: Plan, stage: Stage) -> dict[str, object]:
 
 
 def directives(plan: Plan, stage: Stage) -> list[tuple[str, str | None]]:
-    """sbatch's options for a stage, long names without dashes; None for those without a value."""
+    """sbatch's options for a stage, long names without dashes; None for those without a value.
+
+    Raises InputError for values with a backslash: sbatch takes it out, in quotes too, and in --output it means more.
+    """
     files = RunDir(Path(plan.run_dir))
     need = stage.resources
     options: list[tuple[str, str | None]] = [
@@ -79,6 +83,13 @@ def directives(plan: Plan, stage: Stage) -> list[tuple[str, str | None]]:
     for word in need.extra:
         name, equals, value = word.removeprefix("--").partition("=")
         options.append((name, value if equals else None))
+    faults = [
+        Fault(f"stage {stage.name}", f"sbatch cannot be given a backslash: --{name}={value}", "choose another value")
+        for name, value in options
+        if value is not None and "\\" in value
+    ]
+    if faults:
+        raise InputError(faults)
     return options
 
 

@@ -193,6 +193,16 @@ def test_directives_read_back(tmp_path: Path) -> None:
     assert text.rindex("#SBATCH") < text.index("set -uo")  # sbatch stops reading options at the first command
 
 
+def test_backslashes_in_directives_are_refused(tmp_path: Path) -> None:
+    need = Resources(1, 1, 1, 0, 512, 10, constraint="a\\b", extra=("--reservation=x\\",))
+    with pytest.raises(InputError) as raised:
+        render(a_plan(tmp_path, resources=need), assets.folder("templates"))
+    assert [fault.message.rpartition(" ")[2] for fault in raised.value.faults] == [
+        "--constraint=a\\b",
+        "--reservation=x\\",
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "there", "absent"),
     [
