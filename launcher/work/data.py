@@ -19,7 +19,7 @@ from launcher.errors import WorkerError
 Split = Literal["train", "evaluation"]
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")  # 1,234 is one, "1,2,3" are three
 _TRIES_PER_PROBLEM = 20  # a task whose problems repeat more than this is too small to hold data out
 
 
@@ -107,9 +107,7 @@ def _draw(data: Mapping[str, Any], split: Split, *, avoid: set[str], distinct: b
         if found == size:
             return
         entry = dataset[index]
-        messages: tuple[Message, ...] = ({"role": "user", "content": str(entry["question"])},)
-        if system := data.get("system_prompt"):
-            messages = ({"role": "system", "content": str(system)}, *messages)
+        messages = ({"role": "user", "content": str(entry["question"])},)
         problem = Problem(f"{task}:{seed}:{index}", messages, str(entry["answer"]), task, entry)
         if problem.key in seen:
             continue
@@ -148,7 +146,8 @@ def _verifier(task: str) -> Any:
 def _final_answer(text: str, wanted: str) -> str:
     if _NUMBER.fullmatch(wanted.strip()):
         numbers = _NUMBER.findall(text)
-        return numbers[-1].replace(",", "") if numbers else ""
+        last = numbers[-1].replace(",", "") if numbers else ""
+        return wanted.strip() if last == wanted.strip().replace(",", "") else last
     return text.strip()
 
 

@@ -6,9 +6,7 @@ number formats stay those of the base model, and no GPU is needed.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +15,16 @@ from typing import Any
 from launcher.errors import WorkerError
 from launcher.record import read_json, write_text
 from launcher.work.context import Context
+from launcher.work.folders import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    fresh_beside,
+    publish,
+    weight_files,
+    weights_mib,
+    weights_sha256,
+)
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 
 
@@ -29,9 +34,7 @@ def run(context: Context) -> None:
     trained = context.result_of(context.options["train_stage"])
     weights = Path(trained["artifacts"]["path"])
     final = context.files.artifact(context.stage.name)
-    part = final.with_name(f".{final.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part = fresh_beside(final)
 
     adapter = read_json(weights / ADAPTER_CONFIG)
     if adapter is None:
@@ -40,31 +43,18 @@ def run(context: Context) -> None:
         _merge(base, weights, adapter, part, context)
     context.raise_if_stopping()
     for path in sorted(base.iterdir()):
-        if path.is_file() and not path.name.startswith(("model", "pytorch_model", "README", ".")):
+        weights_too = path.name.startswith(("model", "pytorch_model")) or path.suffix == ".safetensors"
+        if path.is_file() and not weights_too and not path.name.startswith(("README", ".")):
             shutil.copyfile(path, part / path.name)
 
-    files = sorted(part.glob("*.safetensors"))
     metrics = {
-        "size_mib": sum(path.stat().st_size for path in files) / 2**20,
-        "parameters": sum(map(_parameters, files)),
-        "weights_sha256": weights_hash(files),
+        "size_mib": weights_mib(part),
+        "parameters": sum(map(_parameters, weight_files(part))),
+        "weights_sha256": weights_sha256(part),
     }
     write_text(part / "README.md", model_card(context, trained, metrics))
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
+    publish(part, final)
     context.finish(metrics=metrics, artifacts={"path": str(final), "lineage": trained["artifacts"].get("lineage", {})})
-
-
-def weights_hash(files: list[Path]) -> str:
-    """SHA-256 of a single file, or of the names and hashes of several."""
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    if len(files) == 1:
-        return digests[0]
-    lines = [f"{digest}  {path.name}\n" for digest, path in zip(digests, files, strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _copy_whole(weights: Path, part: Path) -> None:
@@ -81,7 +71,7 @@ def _merge(base: Path, weights: Path, adapter: Mapping[str, Any], part: Path, co
     scale = float(adapter["lora_alpha"]) / (rank**0.5 if adapter.get("use_rslora") else rank)
     low_rank = load_file(str(weights / ADAPTER_WEIGHTS))
     waiting = {name.rpartition(".lora_A.")[0] for name in low_rank if ".lora_A." in name}
-    files = sorted(base.glob("*.safetensors"))
+    files = weight_files(base)
     if not files:
         raise WorkerError("no *.safetensors here", where=str(base), hint="the base model must be in safetensors form")
     for number, path in enumerate(files):
@@ -95,7 +85,6 @@ def _merge(base: Path, weights: Path, adapter: Mapping[str, Any], part: Path, co
             b = low_rank[f"{layer}.lora_B.weight"].to(torch.float32)
             tensors[name] = (weight.to(torch.float32) + scale * (b @ a)).to(weight.dtype).contiguous()
         save_file(tensors, str(part / path.name), metadata={"format": "pt"})
-        (part / path.name).chmod(0o644)  # safetensors writes for its owner alone
         context.progress(number + 1, len(files), "files")
         context.raise_if_stopping()
     if waiting:

@@ -7,6 +7,10 @@ import os
 import shutil
 from pathlib import Path
 
+# a PEFT adapter's files, as training leaves them and export reads them
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
 
 def fresh_beside(target: Path) -> Path:
     """An empty folder beside `target`, on the same file system. What a killed attempt left there is removed."""

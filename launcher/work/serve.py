@@ -112,7 +112,7 @@ def _published(context: Context, server: Server, process: ServerProcess) -> Iter
         {
             "host": host,
             "port": server.port,
-            "base_url": f"http://{host}:{server.port}/v1",
+            "base_url": f"http://{f'[{host}]' if ':' in host else host}:{server.port}/v1",
             "model": server.client_name,
             "engine": server.engine,
             "pid": process.pid,

@@ -58,6 +58,22 @@ def test_the_last_number_counts(text: str, points: float) -> None:
     assert score(Problem("a", (), "1234"), text) == points
 
 
+@pytest.mark.parametrize(
+    ("wanted", "text", "points"),
+    [
+        ("1,234", "It is 1,234.", 1.0),
+        ("1,234", "1234", 1.0),
+        ("1,234", "1,235", 0.0),
+        ("1,2,3", "1,2,3", 1.0),  # a list, not a number
+        ("1,2,3", "3", 0.0),
+        ("123", "1,2,3", 0.0),
+        ("-5", "10 - 15 = -5", 1.0),
+    ],
+)
+def test_commas_of_thousands_and_of_lists(wanted: str, text: str, points: float) -> None:
+    assert score(Problem("a", (), wanted), text) == points
+
+
 def test_texts_are_compared_with_spaces_folded() -> None:
     problem = Problem("a", (), "the quick\nfox")
     assert score(problem, " the quick fox\n") == 1.0

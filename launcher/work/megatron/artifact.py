@@ -11,10 +11,8 @@ from typing import Any
 import torch.distributed as dist
 
 from launcher.record import write_json
+from launcher.work.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from launcher.work.megatron.model import Model
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def save_artifact(model: Model, folder: Path, train: Mapping[str, Any], *, base: Path) -> None:

@@ -26,7 +26,7 @@ from launcher.errors import WorkerError
 from launcher.record import read_json, write_json
 from launcher.work.megatron.model import Model
 from launcher.work.megatron.optimizer import ensure_state, unshare_steps
-from launcher.work.megatron.process import hash_files
+from launcher.work.megatron.process import hash_files, listed
 
 MANIFEST = "manifest.json"
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}  # the one that also loads into another layout
@@ -70,8 +70,8 @@ class Checkpoints:
         dist.barrier()
         dist_checkpointing.save(self._state(with_optimizer=self.save_optimizer, with_random=True), str(part))
         dist.barrier()
-        names = sorted(path.name for path in part.iterdir())
-        digests = hash_files([part / name for name in names])
+        written = listed(part.iterdir())
+        digests = hash_files(written)
         if dist.get_rank() == 0:
             manifest = {
                 "progress": asdict(progress),
@@ -80,8 +80,8 @@ class Checkpoints:
                 "data": self.data,
                 "optimizer": self.save_optimizer,
                 "files": {
-                    name: {"sha256": digest, "bytes": (part / name).stat().st_size}
-                    for name, digest in zip(names, digests, strict=True)
+                    path.name: {"sha256": digest, "bytes": path.stat().st_size}
+                    for path, digest in zip(written, digests, strict=True)
                 },
             }
             write_json(part / MANIFEST, manifest)
@@ -99,7 +99,7 @@ class Checkpoints:
 
         Raises WorkerError when the data is not what the checkpoint was trained on.
         """
-        for path in reversed(self._found()):
+        for path in reversed(listed(self._found())):
             manifest, complaint = self._verified(path)
             if not complaint:
                 self._restore(path, manifest)

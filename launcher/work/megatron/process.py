@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch.distributed as dist
 
 from launcher.topology import Layout
 from launcher.work.context import Context
+from launcher.work.folders import sha256_of
 from launcher.work.megatron import cpu
 
 # A rank that died ends the job step within seconds (srun --kill-on-bad-exit); this bounds every other silence, and
@@ -71,17 +71,26 @@ def leave() -> None:
 def hash_files(paths: Sequence[Path]) -> list[str]:
     """SHA-256 of each file on a file system that all ranks see; ranks share the reading. Call it on every rank."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    mine = {index: sha256_of(path) for index, path in enumerate(paths) if index % world == rank}
+    mine = {index: _digest(path) for index, path in enumerate(paths) if index % world == rank}
     gathered: list[Any] = [None] * world
     dist.all_gather_object(gathered, mine)
     found = {index: digest for part in gathered for index, digest in part.items()}
     return [found[index] for index in range(len(paths))]
 
 
-def sha256_of(path: Path) -> str:
+def listed(paths: Iterable[Path]) -> list[Path]:
+    """The paths that any rank sees, in order: on a network file system a node may be late to see another's files.
+
+    Call it on every rank; all get the same list.
+    """
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, [str(path) for path in paths])
+    return sorted({Path(path) for part in gathered for path in part})
+
+
+def _digest(path: Path) -> str:
     """SHA-256 of one file, "" where it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError:
         return ""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 from launcher.topology import Layout
 from launcher.work.context import Context
 from launcher.work.data import fingerprint, problems
 from launcher.work.megatron import process
+from launcher.work.versions import installed_versions
 
 
 def run(context: Context) -> None:
@@ -92,20 +92,7 @@ def run(context: Context) -> None:
                 "lineage": {
                     "base_weights": {path.name: digest for path, digest in zip(weights, digests, strict=True)},
                     "data_sha256": data_hash,
-                    "versions": _versions(),
+                    "versions": installed_versions(),
                 },
             },
         )
-
-
-def _versions() -> dict[str, str]:
-    from importlib import metadata
-
-    names = ("torch", "megatron-core", "mcore-bridge", "transformers", "peft", "safetensors", "reasoning-gym")
-    found: dict[str, Any] = {}
-    for name in (*names, "transformer-engine"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
