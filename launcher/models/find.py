@@ -47,13 +47,16 @@ def known_models() -> list[ModelFacts]:
     return list(_known())
 
 
-def find_model(name_or_path: str, models_dir: Path, hf_home: Path) -> FoundModel:
+def find_model(name_or_path: str, models_dir: Path, hf_home: Path, *, revision: str | None = None) -> FoundModel:
     """The model of that name, Hugging Face id or folder.
 
     Order: a folder, `models_dir`/NAME, the Hugging Face cache below `hf_home`, the shipped table (its `path` is None:
-    the model is not on this machine). Raises InputError for unknown names and unusable folders.
+    the model is not on this machine). A `revision` is looked for in the cache alone: a folder does not say of which
+    one it is. Raises InputError for unknown names, unusable folders and revisions that are not there.
     """
     known = _named(name_or_path)
+    if revision is not None:
+        return _of_revision(name_or_path, known, hf_home, revision)
     if name_or_path.startswith(("/", "./", "../", "~")) or (known is None and _is_model(Path(name_or_path))):
         return FoundModel(_read(Path(name_or_path).expanduser(), known), Path(name_or_path).expanduser(), "path")
     for name in dict.fromkeys([name_or_path, *([known.name, known.hf_id] if known else [])]):
@@ -65,6 +68,18 @@ def find_model(name_or_path: str, models_dir: Path, hf_home: Path) -> FoundModel
     if known is not None:
         return FoundModel(known, None, "table")
     raise InputError([_unknown(name_or_path, models_dir, hf_home)])
+
+
+def _of_revision(name_or_path: str, known: ModelFacts | None, hf_home: Path, revision: str) -> FoundModel:
+    hf_id = known.hf_id if known else name_or_path
+    snapshot = None if hf_id.startswith(("/", ".", "~")) else _snapshot(hf_home, hf_id, revision)
+    if snapshot is None:
+        message = (
+            f"{revision!r} of {name_or_path} is not in {hf_home / 'hub'}; of other folders the revision is unknown"
+        )
+        hint = f"run: hf download {hf_id} --revision {revision}, or remove revision"
+        raise InputError([Fault("model.revision", message, hint)])
+    return FoundModel(_read(snapshot, known, hf_id), snapshot, "hf_cache")
 
 
 def _named(name: str) -> ModelFacts | None:
@@ -79,15 +94,17 @@ def _is_model(folder: Path) -> bool:
         return False
 
 
-def _snapshot(hf_home: Path, hf_id: str) -> Path | None:
-    """The cached snapshot that the main branch names, else the newest one with a config.json."""
+def _snapshot(hf_home: Path, hf_id: str, revision: str = "") -> Path | None:
+    """The cached snapshot of a branch, tag or commit; without one what the main branch names, else the newest."""
     root = hf_home / "hub" / f"models--{hf_id.replace('/', '--')}"
     try:
-        revision = (root / "refs" / "main").read_text(encoding="utf-8").strip()
+        commit = (root / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
-        revision = ""
-    if revision and "/" not in revision and _is_model(root / "snapshots" / revision):
-        return root / "snapshots" / revision
+        commit = revision
+    if commit and "/" not in commit and _is_model(root / "snapshots" / commit):
+        return root / "snapshots" / commit
+    if revision:
+        return None
     try:
         folders = [folder for folder in (root / "snapshots").iterdir() if _is_model(folder)]
     except (OSError, ValueError):  # ValueError: a NUL in the name

@@ -11,10 +11,22 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from launcher.engines import SERVE_TOKEN
 from launcher.recipe.faults import Problem, field_type, key_exists, meant, problem_of, section_of
 from launcher.recipe.fields import shown
 from launcher.recipe.positions import Loc
-from launcher.recipe.sections import Data, Env, Model, Quantize, Recipe, ResourceTables, Sweep, SweepRange
+from launcher.recipe.sections import (
+    Data,
+    Env,
+    Model,
+    Quantize,
+    Recipe,
+    ResourceTables,
+    Serve,
+    Sweep,
+    SweepRange,
+    Tracking,
+)
 from launcher.recipe.source import Table, changed, dotted
 from launcher.recipe.training import ADAPTERS, Lora, Train
 
@@ -85,7 +97,11 @@ def _rules(sections: dict[str, Any], *, present: set[str]) -> Iterator[Problem]:
     if isinstance(train, Train):
         yield from _train_rules(train)
     if isinstance(quantize := sections.get("quantize"), Quantize):
-        yield from _quantize_rules(quantize, has_data="data" in present)
+        yield from _quantize_rules(quantize, data, has_data="data" in present)
+    if isinstance(serve := sections.get("serve"), Serve):
+        yield from _serve_rules(serve)
+    if isinstance(tracking := sections.get("tracking"), Tracking):
+        yield from _tracking_rules(tracking, trains="train" in present)
     if isinstance(resources := sections.get("resources"), ResourceTables):
         yield from _resource_rules(resources)
     if isinstance(env := sections.get("env"), Env):
@@ -175,7 +191,7 @@ def _train_rules(train: Train) -> Iterator[Problem]:
         )
 
 
-def _quantize_rules(quantize: Quantize, *, has_data: bool) -> Iterator[Problem]:
+def _quantize_rules(quantize: Quantize, data: object, *, has_data: bool) -> Iterator[Problem]:
     if quantize.method != "gptq":
         if quantize.bits != 8:
             yield Problem(("quantize", "bits"), f"{quantize.method} has 8 bits, not {quantize.bits}", "remove bits")
@@ -183,12 +199,39 @@ def _quantize_rules(quantize: Quantize, *, has_data: bool) -> Iterator[Problem]:
             yield Problem(("quantize", "group_size"), f"is for gptq, not {quantize.method}", "remove group_size")
     elif not quantize.calibration_samples:
         yield Problem(("quantize", "calibration_samples"), "gptq needs at least 1 to calibrate with")
-    if quantize.calibration_samples and not has_data:
+    if quantize.method == "fp8" and quantize.calibration_samples:
+        what = "is for gptq and int8: fp8 scales activations at run time"
+        yield Problem(("quantize", "calibration_samples"), what, "remove it")
+    elif quantize.calibration_samples and isinstance(data, Data) and data.source == "files" and not data.train:
+        what = f"is required: {quantize.method} calibrates with rows to train on"
+        yield Problem(("data", "train"), what, 'write train = ["data/train-*.jsonl"]')
+    elif quantize.calibration_samples and not has_data:
         yield Problem(
             ("quantize",),
             f"{quantize.method} calibrates with rows of [data], which is absent",
             "add a [data] table" + (", or calibration_samples = 0" if quantize.method != "gptq" else ""),
         )
+
+
+def _serve_rules(serve: Serve) -> Iterator[Problem]:
+    for number, word in enumerate(serve.extra_arguments):
+        option = word.partition("=")[0]
+        if option == "--api-key":
+            yield Problem(
+                ("serve", "extra_arguments", number),
+                "a key on a command line is kept in the plan, and other users of the node can read it",
+                f'export {SERVE_TOKEN} in your shell and write secrets = ["{SERVE_TOKEN}"] under [env]',
+            )
+        elif option in ("--host", "--port"):
+            key = option.removeprefix("--")
+            yield Problem(("serve", "extra_arguments", number), f"{option} has a key of its own", f"use serve.{key}")
+
+
+def _tracking_rules(tracking: Tracking, *, trains: bool) -> Iterator[Problem]:
+    if tracking.wandb and not trains:
+        yield Problem(("tracking", "wandb"), "there is no [train] whose metrics it could send", "remove it")
+    if tracking.project is not None and not tracking.wandb:
+        yield Problem(("tracking", "project"), "has no meaning without wandb = true", "remove it")
 
 
 def _resource_rules(resources: ResourceTables) -> Iterator[Problem]:
@@ -219,7 +262,7 @@ def _env_rules(env: Env) -> Iterator[Problem]:
         elif _RESERVED.fullmatch(name):
             yield Problem(("env", "variables", name), "is set by the scheduler or by swiftlaunch")
     for number, name in enumerate(env.secrets):
-        if _RESERVED.fullmatch(name):
+        if _RESERVED.fullmatch(name) and name != SERVE_TOKEN:
             yield Problem(("env", "secrets", number), f"{name} is set by the scheduler or by swiftlaunch")
         elif name in env.secrets[:number]:
             yield Problem(("env", "secrets", number), f"{name} is named twice")

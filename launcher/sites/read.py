@@ -66,7 +66,7 @@ def _site(reader: Reader, top: Table) -> Site:
         partitions=partitions,
         account=top.text("account"),
         qos=top.text("qos"),
-        defaults={name: _defaults(table) for name, table in top.table("defaults").named(STAGES, "stage")},
+        defaults={name: _defaults(name, table) for name, table in top.table("defaults").named(STAGES, "stage")},
         environments={
             role: _environment(role, table) for role, table in top.table("environments").named(ROLES, "role")
         },
@@ -75,6 +75,8 @@ def _site(reader: Reader, top: Table) -> Site:
         cost_per_gpu_hour=_price(top),
     )
     top.close()
+    if ":" in site.runs_dir:
+        reader.fault("runs_dir", "holds a colon, which separates the folders of PYTHONPATH", "use another folder")
     names = [partition.name for partition in partitions]
     for index, name in enumerate(names):
         if name and name in names[:index]:
@@ -127,7 +129,7 @@ def _partition(table: Table) -> Partition:
     return partition
 
 
-def _defaults(table: Table) -> ResourceDefaults:
+def _defaults(stage: str, table: Table) -> ResourceDefaults:
     defaults = ResourceDefaults(
         nodes=table.integer("nodes", minimum=1),
         tasks_per_node=table.integer("tasks_per_node", minimum=1),
@@ -142,6 +144,10 @@ def _defaults(table: Table) -> ResourceDefaults:
         extra=table.sbatch_words("extra"),
     )
     table.close()
+    if stage != "train":
+        for key in ("nodes", "tasks_per_node"):
+            if (getattr(defaults, key) or 1) > 1:
+                table.fault(key, f"{stage} is one rank", f"remove {key}")
     return defaults
 
 

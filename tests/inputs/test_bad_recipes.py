@@ -117,6 +117,11 @@ CASES = [
     ('method = "gptq"', 'method = "fp8"\nbits = 4', ":17 quantize.bits", "fp8 has 8 bits", "remove"),
     ('method = "gptq"', 'method = "int8"\ngroup_size = 64', ":17 quantize.group_size", "is for gptq", ""),
     ('method = "gptq"', 'method = "gptq"\ncalibration_samples = 0', ":17 quantize.calib", "at least 1", ""),
+    ('method = "gptq"', 'method = "fp8"\ncalibration_samples = 8', ":17 quantize.calib", "is for gptq", "remove"),
+    # keys that would do nothing, or harm
+    ("port = 0", 'extra_arguments = ["--api-key=x"]', ":18 serve.extra_arguments[0]", "kept in the plan", "secrets ="),
+    ("port = 0", 'extra_arguments = ["--port", "80"]', ":18 serve.extra_arguments[0]", "key of its own", "serve.port"),
+    ("[serve]\nport = 0", '[tracking]\nproject = "p"', ":18 tracking.project", "without wandb", "remove"),
     # sizes and durations
     ("nodes = 1", 'memory = "24X"', ":20 resources.train.memory", "is not a size", "24G"),
     ("nodes = 1", "memory = 0", ":20 resources.train.memory", "less than one MiB", ""),
@@ -134,6 +139,7 @@ CASES = [
     ('OMP_NUM_THREADS = "2"', 'MY_API_KEY = "x"', ":22 env.variables.MY_API_KEY", "secret", ""),
     ('OMP_NUM_THREADS = "2"', 'SLURM_JOB_ID = "1"', ":22 env.variables.SLURM_JOB_ID", "is set by", ""),
     ("variables =", 'secrets = ["A-B"]\n#', ":22 env.secrets[0]", "not allowed", "digits"),
+    ("variables =", 'secrets = ["SWIFTLAUNCH_ATTEMPT"]\n#', ":22 env.secrets[0]", "is set by", ""),
     ("variables =", 'secrets = ["A", "A"]\n#', ":22 env.secrets[1]", "twice", ""),
     # TOML itself
     ("steps = 100", "steps = ", ":9:9", "not valid TOML: Invalid value", "quotes"),
@@ -434,3 +440,23 @@ def toml(value: object) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(toml, value)) + "]"
     return str(value).lower() if isinstance(value, (bool, float)) else json.dumps(value, ensure_ascii=False)
+
+
+def test_calibration_needs_rows_to_train_on(tmp_path: Path) -> None:
+    text = 'name = "q"\nmodel.name = "qwen3-8b"\n[data]\nsource = "files"\nevaluation = ["e.jsonl"]\n[quantize]\n'
+    for method in ("gptq", "int8"):
+        (fault,) = faults_of(tmp_path, f'{text}method = "{method}"\n')
+        assert "data.train" in fault.where
+        assert f"{method} calibrates with rows to train on" in fault.message
+
+
+def test_wandb_without_training_is_refused(tmp_path: Path) -> None:
+    text = 'name = "s"\nmodel.name = "qwen3-8b"\n[serve]\n[tracking]\nwandb = true\n'
+    (fault,) = faults_of(tmp_path, text)
+    assert fault.where == "recipe.toml:5 tracking.wandb"
+
+
+def test_the_servers_api_key_is_a_secret_like_others(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(GOOD.replace("variables =", 'secrets = ["SWIFTLAUNCH_SERVE_TOKEN"]\nvariables ='))
+    assert load_recipe(path).recipe.env.secrets == ("SWIFTLAUNCH_SERVE_TOKEN",)

@@ -114,7 +114,9 @@ EXTREMES = [
     SMALL + "[resources.train]\nmemory = '1.5T'\ntime_limit = '7-00:00:00'\npartition = 'gpu,long_2'\n",
     SMALL + "[resources.serve]\nextra = ['--exclusive', '--reservation=a b', '--gres=gpu:a100:4']\ngpus_per_node = 0\n",
     SMALL + '[serve]\nprompt = """two\nlines\tand 模型"""\nport = 65535\nhost = \'::1\'\nextra_arguments = []\n',
-    SMALL + "[tracking]\nwandb = true\nproject = 'p'\n",
+    SMALL
+    + "[tracking]\nwandb = true\nproject = 'p'\n[data]\nsource = 'reasoning-gym'\ntask = 'chain_sum'\n"
+    + "[train]\nsteps = 1\nglobal_batch_size = 1\nsequence_length = 8\nlearning_rate = 1\n",
     SMALL + "[quantize]\nmethod = 'int8'\ncalibration_samples = 0\n",
     "\ufeff" + SMALL,
     SMALL.replace("\n", "\r\n"),
@@ -276,7 +278,7 @@ def test_any_override_is_an_assignment_or_a_value_error(word: str) -> None:
 _values = st.recursive(
     st.booleans()
     | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False)
+    | st.floats(allow_nan=False, allow_infinity=False)  # JSON has no word for them
     | st.text(st.characters(codec="utf-8")),
     lambda inner: st.lists(inner, max_size=3),
     max_leaves=6,
@@ -285,9 +287,9 @@ _values = st.recursive(
 
 @given(_values)
 def test_a_value_written_as_toml_comes_back(value: object) -> None:
-    text = json.dumps(value, ensure_ascii=True).replace("Infinity", "inf").replace("\\u007f", "\x7f")
+    text = json.dumps(value, ensure_ascii=True).replace("\\u007f", "\x7f")
     if "\\ud" in text or "\x7f" in text or "\\/" in text:  # JSON writes astral characters as pairs, TOML does not
-        text = json.dumps(value, ensure_ascii=False).replace("Infinity", "inf").replace("\x7f", "\\u007f")
+        text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     _, found = parse_override(f"a.b={text}")
     assert found == value
 

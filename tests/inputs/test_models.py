@@ -228,3 +228,25 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
         find_model(str(tmp_path), tmp_path, tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         find_model(str(tmp_path / "x"), tmp_path, tmp_path)
+
+
+def test_a_revision_is_the_one_asked_for_or_refused(tmp_path: Path) -> None:
+    root = tmp_path / "hf" / "hub" / "models--org--thing"
+    config = {**SMALL, "model_type": "qwen2"}
+    newest, tagged = put(root / "snapshots" / "bbb", config), put(root / "snapshots" / "aaa", config)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("bbb")
+    (root / "refs" / "v1").write_text("aaa")
+    put(tmp_path / "models" / "org" / "thing", config)
+
+    def find(revision: str | None) -> Path | None:
+        return find_model("org/thing", tmp_path / "models", tmp_path / "hf", revision=revision).path
+
+    assert find(None) == tmp_path / "models" / "org" / "thing"
+    assert find("v1") == find("aaa") == tagged
+    assert find("main") == newest
+    for absent in ("v2", "../main", ""):
+        with pytest.raises(InputError, match=r"model\.revision"):
+            find_model(str(tagged), tmp_path / "models", tmp_path / "hf", revision="v1")
+        with pytest.raises(InputError, match=r"model\.revision"):
+            find(absent or "refs")

@@ -104,6 +104,14 @@ BAD = {
         GOOD.replace("cpus = 8", "cpus = true"),
         "/tiny.toml:8: node.cpus | must be a whole number, not True | ",
     ),
+    "one rank": (
+        GOOD + "[defaults.export]\nnodes = 2\n",
+        "/tiny.toml:12: defaults.export.nodes | export is one rank | remove nodes",
+    ),
+    "colon": (
+        GOOD.replace('"~/runs"', '"~/a:b"'),
+        "/tiny.toml:3: runs_dir | holds a colon, which separates the folders of PYTHONPATH | use another folder",
+    ),
     "too small": (GOOD.replace("cpus = 8", "cpus = 0"), "/tiny.toml:8: node.cpus | 0 is less than 1 | "),
     "size": (
         GOOD.replace('"32G"', '"32 apples"'),
