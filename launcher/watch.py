@@ -109,9 +109,14 @@ def stage_jobs(plan: Plan, scheduler: Scheduler, files: RunDir) -> dict[str, Job
     noted: dict[str, list[str]] = read_json(files.jobs) or {}
     newest = {stage: ids[-1] for stage, ids in noted.items() if ids}
     found = scheduler.jobs(list(newest.values())) if newest else {}
-    jobs = {stage: found[job_id] for stage, job_id in newest.items() if job_id in found}
-    for stage, ids in noted.items():
-        if not ids:
+    # a job with another comment is not ours: a controller that crashed gives the ids of jobs that it lost again
+    jobs = {
+        stage: found[job_id]
+        for stage, job_id in newest.items()
+        if job_id in found and found[job_id].comment in ("", plan_comment(plan, stage))
+    }
+    for stage in noted:
+        if stage not in jobs:
             matches = scheduler.find(plan_comment(plan, stage))
             if matches:
                 jobs[stage] = max(matches, key=lambda job: job.submitted or 0.0)
@@ -146,6 +151,8 @@ def _stage_status(files: RunDir, stage: Stage, job: Job | None, events: list[Eve
         state, reason = State.COMPLETED, ""
     elif state is State.COMPLETED:
         state, reason = State.FAILED, "the job ended with code 0 but wrote no result"
+    elif state is State.UNKNOWN and files.cancelled(stage.name).exists():
+        state = State.CANCELLED  # the scheduler has forgotten it and the user has given it up: it can be resumed
     attempts = max((int(event["attempt"]) for event in events), default=0)
     begun = [event["time"] for event in events if event["kind"] == "attempt_started"]
     return StageStatus(
