@@ -42,7 +42,7 @@ _SNAPSHOT = (
     "topology.py",
     "rundir.py",
     "record.py",
-    "dataset.py",
+    "rows.py",
     "engines.py",
     "work",
 )
@@ -72,15 +72,19 @@ def prepare(
 
     `recipe_path` is a file or the name of a shipped recipe. Raises InputError with every fault found; touches nothing.
     """
-    loaded = load_recipe(_recipe_file(recipe_path), overrides)
+    loaded = load_recipe(recipe_file(recipe_path), overrides)
     choice = choose_site(
         site_name, environ=environ, hostname=socket.gethostname(), home=home, shipped=assets.folder("site")
     )
     site = choice.site
     recipe = loaded.recipe
     hf_home = Path(environ.get("HF_HOME") or home / ".cache" / "huggingface")
-    model = find_model(recipe.model.name or recipe.model.path or "", Path(site.models_dir), hf_home)
     files, data_hash, data_faults = _data(loaded)
+    try:
+        model = find_model(recipe.model.name or recipe.model.path or "", Path(site.models_dir), hf_home)
+    except InputError as error:
+        with _at_lines(loaded):
+            raise InputError([*error.faults, *data_faults]) from error
     resolved = loaded.resolved
     if files:
         resolved = {**resolved, "data": {**resolved["data"], **files}}
@@ -96,7 +100,7 @@ def prepare(
                 run_id=run_id or new_run_id(recipe.name),
                 user=getpass.getuser(),
                 git_sha=_git_sha(loaded.path.parent),
-                recipe_path=str(loaded.path),
+                recipe_path=str(loaded.path.absolute()),
                 version=__version__,
             ),
             lock_hashes=lock_hashes(site, assets.folder("site")),
@@ -104,8 +108,8 @@ def prepare(
     return Prepared(plan, render(plan, assets.folder("templates")), loaded.text, site, choice.why)
 
 
-def _recipe_file(given: Path) -> Path:
-    """The file as given, or the shipped recipe of that name."""
+def recipe_file(given: Path) -> Path:
+    """The file as given, or the shipped recipe of that name. Raises UserError for an unknown name."""
     shipped = {path.stem: path for path in assets.folder("recipes").glob("*.toml")}
     if given.exists() or len(given.parts) != 1 or given.suffix:
         return given
@@ -126,7 +130,8 @@ def _at_lines(loaded: LoadedRecipe) -> Iterator[None]:
     except InputError as error:
         keys = [fault.where.split(".") for fault in error.faults]
         located = [
-            fault._replace(where=loaded.where(*key)) if key[0] in loaded.resolved else fault
+            # with a colon it is a place in a file already
+            fault._replace(where=loaded.where(*key)) if key[0] in loaded.resolved and ":" not in fault.where else fault
             for fault, key in zip(error.faults, keys, strict=True)
         ]
         raise InputError(located) from error
@@ -300,7 +305,7 @@ def _check_environments(prepared: Prepared) -> None:
         raise UserError(
             f"not built: {', '.join(missing)}",
             where=f"environments of site {prepared.site.name}",
-            hint=f"run: swiftlaunch env sync {' '.join(missing)} --site {prepared.site.name}",
+            hint=f"run: swiftlaunch env sync {' '.join(missing)} {prepared.site.option}",
         )
 
 
@@ -311,10 +316,10 @@ def _data(loaded: LoadedRecipe) -> tuple[dict[str, list[str]], str, list[Fault]]
         return {}, "", []
     if data.source != "files":
         return {}, hash_parameters(loaded.resolved["data"]), []
-    files = {split: loaded.data_files(split) for split in ("train", "evaluation")}
+    files, faults = loaded.data_splits()
     columns = data.columns.model_dump(exclude_none=True) if data.columns else None
     reports = [check_files(paths, data.format, columns) for paths in files.values() if paths]
-    faults = [fault for report in reports for fault in report.faults]
+    faults = [*faults, *(fault for report in reports for fault in report.faults)]
     names = {split: [str(path) for path in paths] for split, paths in files.items()}
     return names, hash_parameters({"files": [report.sha256 for report in reports]}), faults
 

@@ -38,8 +38,9 @@ def command(recipe: Path, overrides: tuple[str, ...], site_name: str, as_json: b
       swiftlaunch data recipe.toml
     """
     from launcher.recipe import load_recipe
+    from launcher.submit import recipe_file
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe_file(recipe), overrides)
     data = loaded.recipe.data
     if data is None:
         say("the recipe has no [data]: nothing to check")
@@ -52,7 +53,8 @@ def command(recipe: Path, overrides: tuple[str, ...], site_name: str, as_json: b
             for key, value in found.items():
                 click.echo(f"{key:16}  {json.dumps(value) if isinstance(value, dict) else value}")
         return
-    reports = _reports(loaded, site_name)
+    files, faults = loaded.data_splits()
+    reports = _reports(loaded, site_name, files)
     if as_json:
         print_json({split: asdict(report) for split, report in reports.items()})
     else:
@@ -61,14 +63,14 @@ def command(recipe: Path, overrides: tuple[str, ...], site_name: str, as_json: b
 
         for split, report in reports.items():
             show_report(split, report, data_console())
-    faults = [fault for report in reports.values() for fault in report.faults]
+    faults = [*faults, *(fault for report in reports.values() for fault in report.faults)]
     if faults:
         from launcher.errors import InputError
 
         raise InputError(faults)
 
 
-def _reports(loaded: LoadedRecipe, site_name: str) -> dict[str, DataReport]:
+def _reports(loaded: LoadedRecipe, site_name: str, files: dict[str, tuple[Path, ...]]) -> dict[str, DataReport]:
     from launcher.dataset import check_files
 
     data, train = loaded.recipe.data, loaded.recipe.train
@@ -76,10 +78,9 @@ def _reports(loaded: LoadedRecipe, site_name: str) -> dict[str, DataReport]:
     columns = data.columns.model_dump(exclude_none=True) if data.columns else None
     count = _token_counter(loaded, site_name)
     limit = train.sequence_length if train else None
-    splits = {split: loaded.data_files(split) for split in ("train", "evaluation")}
     return {
         split: check_files(paths, data.format, columns, count_tokens=count, limit_tokens=limit)
-        for split, paths in splits.items()
+        for split, paths in files.items()
         if paths
     }
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from launcher.cli.parameters import prepared, registry, set_option, site_option
+from launcher.errors import UserError
 
 if TYPE_CHECKING:
     from launcher.plan import Plan
+    from launcher.registry import RunRow
 
 # What differs between any two launches, and says nothing about what they do.
 _NAMES_OF_ONE_LAUNCH = ("run_id", "run_dir", "recipe_path", "git_sha")
@@ -34,10 +37,10 @@ def command(before: str, after: Path, overrides: tuple[str, ...], site_name: str
     Example:
       swiftlaunch diff latest recipe.toml
     """
-    if Path(before).is_file():
+    row = None if Path(before).is_file() else _run_of(before)
+    if row is None:
         old = _of_recipe(Path(before), (), site_name)
     else:
-        row = registry().find(before)
         old = _of_run(row.run_dir)
         site_name = site_name or row.site
     new = _of_recipe(after, overrides, site_name)
@@ -56,6 +59,19 @@ def command(before: str, after: Path, overrides: tuple[str, ...], site_name: str
         for line in lines:
             click.echo(line)
     return 1 if differs else 0
+
+
+def _run_of(name: str) -> RunRow | None:
+    """The run of that name, or None where only a recipe has it. Raises UserError where neither does."""
+    from launcher.submit import recipe_file
+
+    try:
+        return registry().find(name)
+    except UserError:
+        with suppress(UserError):
+            if recipe_file(Path(name)).is_file():
+                return None
+        raise
 
 
 def comparable(plan: Plan, scripts: dict[str, str]) -> dict[str, str]:

@@ -64,7 +64,10 @@ def make_plan(
         )
     if model.path is None:
         name = _model_name(recipe)
-        faults.append(Fault("model.name", f"{name} is not on this site", f"run: swiftlaunch models fetch {name}"))
+        hint = f"bring its Hugging Face folder to {site.models_dir}/{name}, or name one as model.path"
+        if facts.package:
+            hint = f"run: swiftlaunch models fetch {name} {site.option}"
+        faults.append(Fault("model.name", f"{name} is not on site {site.name}", hint))
     for table in dict.fromkeys(box.table for box in found.stages):
         faults += decided[table].faults
     needs = {box.name: decided[box.table].resources for box in found.stages}

@@ -51,11 +51,23 @@ class LoadedRecipe:
             names = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
             files = [Path(name) for name in names if os.path.isfile(name)]
             if not files:
-                faults.append(Fault(self.where("data", which, number), f"matches no file: {pattern}"))
+                hint = "relative names start at the folder of the file that gives them"
+                faults.append(Fault(self.where("data", which, number), f"matches no file: {pattern}", hint))
             found.update(dict.fromkeys(files))
         if faults:
             raise InputError(faults)
         return tuple(found)
+
+    def data_splits(self) -> tuple[dict[str, tuple[Path, ...]], list[Fault]]:
+        """The files of both splits by name, without those whose globs match no file; and the faults of these."""
+        files: dict[str, tuple[Path, ...]] = {}
+        faults: list[Fault] = []
+        for split in ("train", "evaluation"):
+            try:
+                files[split] = self.data_files(split)
+            except InputError as error:
+                faults += error.faults
+        return files, faults
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:

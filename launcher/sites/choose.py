@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.errors import Fault, InputError, UserError
@@ -74,7 +74,7 @@ def choose_site(name: str, *, environ: Mapping[str, str], hostname: str, home: P
 def _named(name: str, files: list[SiteFile], home: Path) -> Site:
     if name.endswith(".toml") or "/" in name:
         path = home / name[2:] if name.startswith("~/") else Path(name)
-        return load_site(path.absolute(), home)
+        return replace(load_site(path.absolute(), home), asked=str(path.absolute()))
     for file in files:
         if file.name == name:
             return _listed(file, home)

@@ -8,6 +8,15 @@ from collections.abc import Sequence
 
 from launcher.plan import Environment
 
+# The installed package's version comes first: some modules have no __version__, and some forget to raise it.
+_VERSIONS = """\
+from importlib import metadata
+packages = metadata.packages_distributions()
+def version_of(module):
+    found = [metadata.version(name) for name in packages.get(module.__name__, []) if name]
+    return found[0] if len(set(found)) == 1 else getattr(module, '__version__', found[0] if found else '?')
+"""
+
 
 def import_command(environment: Environment, modules: Sequence[str]) -> list[str]:
     """Words of a command that imports the modules on this machine and prints their versions.
@@ -15,8 +24,8 @@ def import_command(environment: Environment, modules: Sequence[str]) -> list[str
     For apptainer, modules and virtual environments; Pyxis images are seen by srun alone.
     """
     tops = list(dict.fromkeys(module.partition(".")[0] for module in modules))
-    code = f"import {', '.join(modules)}\n"
-    code += "".join(f"print('version', {top!r}, getattr({top}, '__version__', '?'))\n" for top in tops)
+    code = f"import {', '.join(modules)}\n{_VERSIONS}"
+    code += "".join(f"print('version', {top!r}, version_of({top}))\n" for top in tops)
     words = [environment.python, "-c", code]
     if environment.kind == "apptainer":
         binds = [word for mount in environment.mounts for word in ("--bind", mount)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +124,12 @@ class Site:
     variables: tuple[tuple[str, str], ...] = ()
     quirks: Quirks = Quirks()
     cost_per_gpu_hour: Price | None = None
+    asked: str = ""  # the path that it was chosen by; "" where its name finds it
+
+    @property
+    def option(self) -> str:
+        """The words of a command that choose this site."""
+        return f"--site {shlex.quote(self.asked or self.name)}"
 
     @property
     def default_partition(self) -> Partition | None:

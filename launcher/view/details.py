@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import Any
 
@@ -127,7 +128,7 @@ def _show_stage(stage: dict[str, Any], console: Console) -> None:
         ("after", ", ".join(stage["depends_on"])),
         ("model from", stage["model_from"]),
         *((name, _figure(value)) for name, value in stage["metrics"].items()),
-        *((name, str(value)) for name, value in stage["artifacts"].items()),
+        *((name, _structured(value)) for name, value in stage["artifacts"].items()),
         ("artifact", stage["artifact"]),
         ("logs", stage["logs"]),
     ]
@@ -142,6 +143,19 @@ def _pairs(pairs: list[tuple[str, str | None]], console: Console, *, indent: int
     for name, value in shown:
         text = value.strip().replace("\n", "\n" + " " * (indent + width + 2))
         console.print(Text.assemble(margin, (name.ljust(width), "dim"), "  ", text), soft_wrap=True)
+
+
+def _structured(value: Any) -> str:
+    """A command as one types it, a mapping with a line for each entry."""
+    if isinstance(value, list):
+        return shlex.join(map(str, value))
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {_inline(entry)}" for name, entry in value.items())
+    return str(value)
+
+
+def _inline(value: Any) -> str:
+    return ", ".join(f"{name} {entry}" for name, entry in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _figure(value: Any) -> str:

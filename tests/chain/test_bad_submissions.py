@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from launcher import assets
+
 pytestmark = pytest.mark.unit
 
 HOSTILE = [
@@ -100,6 +102,35 @@ def test_shipped_recipe_by_name(user: Any) -> None:
     finished = user.swiftlaunch("plan", "sft-smolm2-cpu", "--site", "local")
     assert finished.returncode == 2
     assert "did you mean sft-smollm2-cpu" in finished.stderr
+
+
+def test_missing_files_of_both_splits_and_the_model_in_one_report(user: Any) -> None:
+    good = (user.folder / "recipe.toml").read_text()
+    user.write(good.replace('"rows.jsonl"', '"no.jsonl"').replace('"eval rows.jsonl"', '"none.jsonl"'))
+    for override, model in (("train.layout.pipeline=3", "pipeline: 3"), ("model.path=/absent", "no such folder")):
+        finished = user.swiftlaunch("plan", "recipe.toml", "--site", "local", "--set", override)
+        assert finished.returncode == 2
+        for words in ("recipe.toml:7 data.train[0]", "recipe.toml:8 data.evaluation[0]", model):
+            assert finished.stderr.count(words) == 1, finished.stderr
+
+
+def test_what_to_do_about_a_missing_model_is_about_the_site_in_use(user: Any) -> None:
+    site = user.folder / "my site.toml"
+    site.write_text((assets.folder("site") / "local.toml").read_text().replace('"local"', '"mine"', 1))
+    finished = user.swiftlaunch("plan", "sft-smollm2-cpu", "--site", "my site.toml")
+    assert f"hint: run: swiftlaunch models fetch smollm2-135m-instruct --site '{site}'" in finished.stderr
+    finished = user.swiftlaunch("plan", "sft-smollm2-cpu", "--set", "model.name=qwen3-8b")
+    assert "models/qwen3-8b" in finished.stderr  # nothing can fetch it: where to put it is said instead
+    assert "models fetch" not in finished.stderr
+
+
+def test_commands_that_take_a_recipe_take_a_shipped_name(user: Any) -> None:
+    finished = user.swiftlaunch("data", "sft-smollm2-cpu", "--site", "local")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert "chain_sum" in finished.stdout
+    finished = user.swiftlaunch("diff", "sft-smollm2-cpu", "sft-smollm2-cpu", "--site", "local")
+    assert "model.name: smollm2-135m-instruct is not on site local" in finished.stderr
+    assert "no run" not in finished.stderr
 
 
 def test_all_faults_in_one_report(user: Any) -> None:

@@ -157,7 +157,7 @@ def test_refused(planned: Planned, text: str, site: Site, where: str, message: s
 def test_weights_that_are_not_there(planned: Planned) -> None:
     (fault,) = faults(planned, "[serve]", fetched=False)
     assert fault.where == "model.name"
-    assert fault.hint == "run: swiftlaunch models fetch smollm2-135m-instruct"
+    assert fault.hint == "run: swiftlaunch models fetch smollm2-135m-instruct --site local"
 
 
 def test_an_architecture_that_megatron_does_not_train(planned: Planned) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,21 @@ def test_import_commands_by_kind() -> None:
     modules = import_command(Environment("train", "modules", "python3", modules=("a b",)), ("json",))
     assert modules[:2] == ["bash", "-lc"]
     assert modules[2].startswith("module purge && module load 'a b' && exec python3 -c ")
+
+
+def test_versions_are_those_of_the_installed_packages(tmp_path: Path) -> None:
+    (tmp_path / "stale.py").write_text("__version__ = '0.1'\n")
+    (tmp_path / "plain.py").write_text("")
+    for name, tops in (("stale", "stale"), ("plain-core", "plain")):
+        about = tmp_path / f"{name.replace('-', '_')}-2.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.0\n")
+        (about / "top_level.txt").write_text(tops)
+    (tmp_path / "loose.py").write_text("__version__ = '3.1'\n")
+    (tmp_path / "bare.py").write_text("")
+    command = import_command(Environment("train", "venv", sys.executable), ("stale", "plain", "loose", "bare"))
+    done = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True)
+    assert versions(done.stdout) == {"stale": "2.0", "plain": "2.0", "loose": "3.1", "bare": "?"}
 
 
 def test_versions_are_read_back() -> None:
