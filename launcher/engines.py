@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 ENGINES = ("transformers", "vllm", "sglang")
-SERVE_TOKEN = "SWIFTLAUNCH_SERVE_TOKEN"  # variable with the API key that a server asks its clients for
+SERVE_KEY_VARIABLE = "SWIFTLAUNCH_SERVE_TOKEN"  # variable with the API key that a server asks its clients for
 GPTQ_GROUP_SIZES = (16, 32, 64, 128)  # weights per scale that GPTQModel's kernels for CPU and GPU take
 
 _NO_4BIT = (

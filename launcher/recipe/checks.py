@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from launcher.engines import SERVE_TOKEN
+from launcher.engines import SERVE_KEY_VARIABLE
 from launcher.recipe.faults import Problem, field_type, key_exists, meant, problem_of, section_of
 from launcher.recipe.fields import shown
 from launcher.recipe.positions import Loc
@@ -220,7 +220,7 @@ def _serve_rules(serve: Serve) -> Iterator[Problem]:
             yield Problem(
                 ("serve", "extra_arguments", number),
                 "a key on a command line is kept in the plan, and other users of the node can read it",
-                f'export {SERVE_TOKEN} in your shell and write secrets = ["{SERVE_TOKEN}"] under [env]',
+                f'export {SERVE_KEY_VARIABLE} in your shell and write secrets = ["{SERVE_KEY_VARIABLE}"] under [env]',
             )
         elif option in ("--host", "--port"):
             key = option.removeprefix("--")
@@ -262,7 +262,7 @@ def _env_rules(env: Env) -> Iterator[Problem]:
         elif _RESERVED.fullmatch(name):
             yield Problem(("env", "variables", name), "is set by the scheduler or by swiftlaunch")
     for number, name in enumerate(env.secrets):
-        if _RESERVED.fullmatch(name) and name != SERVE_TOKEN:
+        if _RESERVED.fullmatch(name) and name != SERVE_KEY_VARIABLE:
             yield Problem(("env", "secrets", number), f"{name} is set by the scheduler or by swiftlaunch")
         elif name in env.secrets[:number]:
             yield Problem(("env", "secrets", number), f"{name} is named twice")

@@ -160,7 +160,7 @@ def _from_files(data: Mapping[str, Any], split: Split) -> Iterator[Problem]:
 
 
 def _rows(data: Mapping[str, Any], split: Split, form: str) -> Iterator[Problem]:
-    from launcher.dataset import read_rows
+    from launcher.rows import read_rows
 
     for index, row in enumerate(read_rows(data.get(split) or [], form, data.get("columns"))):
         name = f"{split}:{index}"

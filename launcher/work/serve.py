@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launcher.engines import SERVE_TOKEN, engine_refusal
+from launcher.engines import SERVE_KEY_VARIABLE, engine_refusal
 from launcher.errors import WorkerError
 from launcher.record import write_json, write_text
 from launcher.work.context import Context
@@ -37,7 +37,7 @@ def run(context: Context) -> None:
         return
     started = time.monotonic()
     options = context.options["serve"]
-    token = os.environ.get(SERVE_TOKEN, "")
+    token = os.environ.get(SERVE_KEY_VARIABLE, "")
     server = _server(context, token)
     log = context.files.attempt(context.stage.name, context.attempt) / "server.log"
     with _running(context, server, token, log) as process:

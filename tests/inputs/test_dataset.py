@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.dataset import MOST_FAULTS, check_files, hash_parameters, read_rows, row_text
+from launcher.dataset import MOST_FAULTS, check_files, hash_parameters, row_text
 from launcher.errors import InputError, UserError
+from launcher.rows import read_rows
 
 pytestmark = pytest.mark.unit
 
@@ -308,5 +309,5 @@ def test_any_bytes_give_a_report(tmp_path_factory: pytest.TempPathFactory, conte
 
 def test_only_the_standard_library_is_needed() -> None:
     """The job's environments import this module without swiftlaunch's own dependencies."""
-    code = "import launcher.dataset"
+    code = "import launcher.rows"
     subprocess.run([sys.executable, "-S", "-c", code], check=True, env={"PYTHONPATH": str(Path(__file__).parents[2])})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher.engines import SERVE_TOKEN
+from launcher.engines import SERVE_KEY_VARIABLE
 from launcher.errors import WorkerError
 
 # transformers sizes its KV cache by the free memory of the machine unless told: 512 blocks of 32 tokens
@@ -50,11 +50,11 @@ def server_environment(server: Server, environ: Mapping[str, str], token: str) -
     if token and server.engine == "transformers":
         raise WorkerError(
             "transformers serve has no API key",
-            where=SERVE_TOKEN,
+            where=SERVE_KEY_VARIABLE,
             hint='unset it and keep host = "127.0.0.1", or choose engine = "vllm" or "sglang"',
         )
     # PYTHONPATH holds the run's copy of launcher/, which is none of the server's business
-    variables = {name: value for name, value in environ.items() if name not in ("PYTHONPATH", SERVE_TOKEN)}
+    variables = {name: value for name, value in environ.items() if name not in ("PYTHONPATH", SERVE_KEY_VARIABLE)}
     variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     if not server.gpus:
         variables.setdefault("OMP_NUM_THREADS", str(server.cores))
