@@ -81,7 +81,12 @@ def prepare(
     hf_home = Path(environ.get("HF_HOME") or home / ".cache" / "huggingface")
     files, data_hash, data_faults = _data(loaded)
     try:
-        model = find_model(recipe.model.name or recipe.model.path or "", Path(site.models_dir), hf_home)
+        model = find_model(
+            recipe.model.name or recipe.model.path or "",
+            Path(site.models_dir),
+            hf_home,
+            revision=recipe.model.revision,
+        )
     except InputError as error:
         with _at_lines(loaded):
             raise InputError([*error.faults, *data_faults]) from error
@@ -153,8 +158,8 @@ def submit(prepared: Prepared, *, environ: Mapping[str, str]) -> RunRow:
     _check_environments(prepared)
     scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir(), machine=_machine(prepared.site))
     root = Path(plan.run_dir)
-    _write_run(prepared, values)
     row = RunRow(plan.run_id, plan.name, root, plan.site, plan.scheduler, time.time())
+    _write_run(prepared, values)
     try:
         Registry(registry_path(default_state_dir())).add(row)
         with _locked(root):
@@ -170,14 +175,20 @@ def submit(prepared: Prepared, *, environ: Mapping[str, str]) -> RunRow:
 def resume(run_dir: Path, plan: Plan, active_jobs: Callable[[], Mapping[str, str]]) -> list[str]:
     """Submit the stages that have neither a result nor an active job; returns their names.
 
-    `active_jobs` gives stage -> id of the job that may still run. It is asked once no other shell can submit into
-    this run, so that two at once do not submit the same stage twice.
+    A job that waits for a stage which is submitted again is replaced: it waits for a job that has failed, and Slurm
+    may take minutes to end it. `active_jobs` gives stage -> id of the job that may still run. It is asked once no
+    other shell can submit into this run, so that two at once do not submit the same stage twice.
     """
     files = RunDir(run_dir)
     scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir())
     with _locked(run_dir):
-        active = active_jobs()
-        pending = [s for s in plan.stages if s.name not in active and not files.result(s.name).exists()]
+        active = dict(active_jobs())
+        pending: list[Stage] = []
+        for stage in plan.stages:
+            waits_in_vain = any(before.name in stage.depends_on for before in pending)
+            if not files.result(stage.name).exists() and (stage.name not in active or waits_in_vain):
+                pending.append(stage)
+        scheduler.cancel([active.pop(stage.name) for stage in pending if stage.name in active])
         for stage in pending:
             files.cancelled(stage.name).unlink(missing_ok=True)
             for marker in files.root.glob(f"logs/{stage.name}/attempt-*/crashed"):

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from launcher.record import read_events
-from launcher.scheduler import Scheduler, open_scheduler
+from launcher.scheduler import Scheduler, default_state_dir, open_scheduler
 from launcher.scheduler.base import Machine
 from launcher.states import State
+from launcher.submit import resume
 from tests.chain.probe import Chain
 
 pytestmark = pytest.mark.unit
@@ -82,3 +83,19 @@ def test_cancel_is_not_requeued(tmp_path: Path, scheduler: Scheduler) -> None:
     assert chain.ended("first").state is State.CANCELLED
     assert chain.ended("second").state is State.CANCELLED
     assert chain.attempts("first") == ["wait"]
+
+
+def test_resume_replaces_a_job_that_waits_for_a_failed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    scheduler = open_scheduler("local", state_dir=default_state_dir())
+    chain = Chain(tmp_path / "a run", scheduler, {"first": ["wrong", "done"], "second": ["done"]})
+    assert chain.ended("first").state is State.FAILED
+    chain.ended("second")
+    stale = tmp_path / "stale.sh"  # as Slurm leaves one in the queue for a while
+    stale.write_text("#!/bin/bash\n#SBATCH --time=5\nsleep 600\n")
+    waits = scheduler.submit(stale)
+    assert resume(chain.files.root, chain.plan, lambda: {"second": waits}) == ["first", "second"]
+    chain.jobs = {stage: ids[-1] for stage, ids in json.loads(chain.files.jobs.read_text()).items()}
+    assert chain.ended("second").state is State.COMPLETED
+    assert chain.attempts("first") == ["wrong", "done"]
+    assert scheduler.jobs([waits])[waits].state is State.CANCELLED
