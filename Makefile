@@ -7,8 +7,9 @@ STAMP := $(VENV)/.installed
 ENGINES := train transformers gptq compressor vllm
 MODEL := smollm2-135m-instruct
 PYTEST := $(BIN)/python -m pytest
+CLUSTER ?= /tmp/swiftlaunch-cluster-$(shell id -un)
 
-.PHONY: check lint types fast demo test engines docs golden wheel clean
+.PHONY: check lint types fast demo test engines cluster docs golden wheel clean
 check: lint types fast  ## lint, types and the fast tests, under a minute
 
 $(STAMP): pyproject.toml tests/requirements.txt
@@ -41,6 +42,12 @@ demo: $(STAMP)  ## the whole chain on this machine, no GPU needed
 
 test: lint types engines  ## every test that can run on this machine
 	$(PYTEST) -m "not gpu"
+
+cluster:  ## a real Slurm cluster on this machine, to try things on
+	@tests/system-packages.sh
+	$(PYTHON) tests/slurm/cluster.py up $(CLUSTER)
+	@echo 'to use it:  eval "$$(tests/slurm/cluster.py env $(CLUSTER))"'
+	@echo 'to end it:  tests/slurm/cluster.py down $(CLUSTER)'
 
 docs: $(STAMP)  ## write the generated pages of docs/ again
 	$(BIN)/python docs/generate.py

@@ -107,7 +107,7 @@ class SlurmScheduler:
         if not ids:
             return {}
         _check_ids(ids)
-        masters = sorted({re.split("[_+]", job_id)[0] for job_id in ids}, key=int)
+        masters = sorted({_master(job_id) for job_id in ids}, key=int)
         known = merge(
             self._squeue(["--jobs=" + ",".join(masters)]),
             self._sacct(["--jobs=" + ",".join(masters)]),
@@ -117,7 +117,7 @@ class SlurmScheduler:
     def find(self, comment: str) -> list[Job]:
         """See Scheduler.find. Looks at this user's jobs of the last 90 days, where Slurm stores comments."""
         known = merge(self._squeue(["--me"]), self._sacct(["--endtime=now", f"--state={_ALL_STATES}"]))
-        found = {job.job_id.partition("_")[0] for job in known if job.comment == comment}
+        found = {_master(job.job_id) for job in known if job.comment == comment}
         jobs = [pick(job_id, known) for job_id in sorted(found, key=int)]
         return sorted(jobs, key=lambda job: job.submitted or 0.0)  # ids may start again from 1
 
@@ -259,6 +259,10 @@ def _check_ids(ids: Sequence[str]) -> None:
     wrong = [job_id for job_id in ids if not re.fullmatch(r"\d+([_+]\d+)?", job_id)]
     if wrong:
         raise UserError(f"not a Slurm job id: {', '.join(map(repr, wrong))}", hint="ids look like 12, 12_3 or 12+1")
+
+
+def _master(job_id: str) -> str:
+    return re.split("[_+]", job_id)[0]  # of an array, of a heterogeneous job
 
 
 def _leader(job_id: str) -> str:

@@ -139,7 +139,7 @@ def test_submit(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     note = commands / "environ"
     _command(commands, "sbatch", f'echo "$SLURM_JOB_ID/$SBATCH_PARTITION/$SLURM_CONF" >{note}; echo "42;cluster"')
-    _command(commands, "squeue", "")
+    _command(commands, "squeue", "echo '4|PENDING|N/A|N/A||None|n|c'")
     _command(commands, "sacct", "echo '3|COMPLETED|0:0|N/A|N/A|N/A|n1|None|n|'")
     assert _slurm().submit(commands / "a b.sh", array="0-3%2") == "42"
     assert note.read_text() == "//" + "/etc/slurm.conf\n"
@@ -158,7 +158,65 @@ def test_a_failed_parent_is_refused_here(commands: Path) -> None:
     os.symlink("/bin/cat", commands / "cat")
     with pytest.raises(UserError, match=r"2 \(FAILED\)"):
         _slurm().submit(commands / "s.sh", depends_on=["1", "2"])
+    with pytest.raises(SchedulerError, match="does not know: 9") as forgotten:
+        _slurm().submit(commands / "s.sh", depends_on=["1", "9"])
+    assert "resume" in forgotten.value.hint
     assert not (commands / "sbatch.args").exists()
+
+
+@pytest.fixture
+def script(commands: Path) -> Path:
+    path = commands / "s.sh"
+    path.write_text("#!/bin/bash\n#SBATCH --comment=token\n")
+    return path
+
+
+LOST = "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1"
+
+
+def _listing(when: float, comment: str) -> str:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(when))
+    return f"echo '{{0}}|PENDING|{stamp}|N/A||None|n|{comment}'"
+
+
+def test_a_submission_that_was_not_confirmed_is_found_and_not_repeated(commands: Path, script: Path) -> None:
+    _command(commands, "sbatch", LOST)
+    _command(commands, "scontrol", "echo 'Slurmctld(primary) at vm is UP'")
+    earlier, now = _listing(time.time() - 300, "token").format(7), _listing(time.time(), "token").format(8)
+    _command(commands, "squeue", f"{earlier}\n{now}\n{_listing(time.time(), 'other').format(9)}")
+    _command(commands, "sacct", "")
+    assert _slurm().submit(script) == "8"
+    assert len((commands / "sbatch.args").read_text().splitlines()) == 1
+
+
+def test_a_submission_that_was_not_confirmed_and_is_not_there(commands: Path, script: Path) -> None:
+    _command(commands, "sbatch", LOST)
+    _command(commands, "scontrol", "echo 'Slurmctld(primary) at vm is UP'")
+    _command(commands, "squeue", _listing(time.time() - 300, "token").format(7))
+    _command(commands, "sacct", "")
+    with pytest.raises(SchedulerError, match="Socket timed out") as raised:
+        _slurm().submit(script)
+    assert "swiftlaunch resume" in raised.value.hint
+    assert len((commands / "squeue.args").read_text().splitlines()) == 3
+    assert len((commands / "sbatch.args").read_text().splitlines()) == 1
+
+
+def test_a_controller_that_stays_away_is_not_asked_for_jobs(
+    commands: Path, script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.scheduler.slurm._RECOVERY_SECONDS", 1.5)
+    _command(commands, "sbatch", LOST)
+    _command(commands, "scontrol", "echo 'Slurmctld(primary) at vm is DOWN'; exit 1")
+    with pytest.raises(SchedulerError, match="Socket timed out") as raised:
+        _slurm().submit(script)
+    assert "still does not answer" in raised.value.hint
+    assert not (commands / "squeue.args").exists()
+
+
+def test_a_refusal_is_not_looked_for(commands: Path, script: Path) -> None:
+    _command(commands, "sbatch", "echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1")
+    with pytest.raises(SchedulerError, match="invalid partition"):
+        _slurm().submit(script)
 
 
 def test_one_refresh_is_one_squeue_and_one_sacct(commands: Path) -> None:
@@ -174,8 +232,11 @@ def test_one_refresh_is_one_squeue_and_one_sacct(commands: Path) -> None:
 
 def test_a_queue_that_does_not_answer_ends_no_job(commands: Path) -> None:
     _command(commands, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
-    with pytest.raises(SchedulerError, match="Unable to contact"):
-        _slurm().jobs(["7"])
+    for answer, said in (("is UP'", "try again"), ("is DOWN'; exit 1", "does not answer")):
+        _command(commands, "scontrol", f"echo 'Slurmctld(primary) at vm {answer}")
+        with pytest.raises(SchedulerError, match="Unable to contact") as raised:
+            _slurm().jobs(["7"])
+        assert said in raised.value.hint
     _command(commands, "squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     _command(commands, "sacct", "")
     assert _slurm().jobs(["7"])["7"].state is State.UNKNOWN
@@ -190,6 +251,20 @@ def test_cancel(commands: Path) -> None:
     _command(commands, "scancel", "echo 'scancel: error: Access/permission denied' >&2; exit 1")
     with pytest.raises(SchedulerError, match="permission denied"):
         _slurm().cancel(["7"])
+    with pytest.raises(UserError, match="'x7', ''"):  # scancel would cancel none of them
+        _slurm().cancel(["7", "x7", ""])
+
+
+def test_settings_of_the_user_stay_out(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note = commands / "environ"
+    for name in ("SQUEUE_STATES", "SLURM_TIME_FORMAT", "SACCT_FORMAT", "SCANCEL_INTERACTIVE", "SLURM_CONF"):
+        monkeypatch.setenv(name, "theirs")
+    shown = "$SQUEUE_STATES/$SLURM_TIME_FORMAT/$SACCT_FORMAT/$SCANCEL_INTERACTIVE/$SLURM_CONF"
+    for program in ("squeue", "sacct", "scancel"):
+        _command(commands, program, f'echo "{shown}" >>{note}')
+    _slurm().jobs(["7"])
+    _slurm().cancel(["7"])
+    assert note.read_text().splitlines() == ["////theirs"] * 3
 
 
 def test_without_slurm(commands: Path) -> None:

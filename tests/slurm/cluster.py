@@ -54,7 +54,7 @@ JobAcctGatherType=jobacct_gather/linux
 PropagateResourceLimits=NONE
 ReturnToService=2
 SlurmdTimeout=30
-MessageTimeout=10
+MessageTimeout=6
 KillWait=5
 MinJobAge={min_job_age}
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,bf_resolution=5

@@ -103,7 +103,7 @@ def test_lost_answer_is_not_a_lost_job(slurm: Scheduler, tmp_path: Path, cluster
     controller = cluster.pid("slurmctld")
     path = script(tmp_path, "--comment=lost-answer")
     os.kill(controller, signal.SIGSTOP)
-    again = threading.Timer(12, os.kill, (controller, signal.SIGCONT))  # MessageTimeout is 10 s
+    again = threading.Timer(8, os.kill, (controller, signal.SIGCONT))  # MessageTimeout is 6 s
     again.start()
     try:
         job_id = slurm.submit(path)
