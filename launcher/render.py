@@ -94,10 +94,13 @@ def directives(plan: Plan, stage: Stage) -> list[tuple[str, str | None]]:
 
 
 def setup(environment: Environment) -> list[list[str]]:
-    """Shell commands, a list of words each, that run in the batch shell before srun."""
+    """Shell commands, a list of words each, that run in the batch shell before srun; one that fails ends the job.
+
+    The `module` functions of many centres read variables that are not set.
+    """
     if not environment.modules:
         return []
-    return [["module", "purge"], ["module", "load", *environment.modules]]
+    return [["set", "+u"], ["module", "purge"], ["module", "load", *environment.modules], ["set", "-u"]]
 
 
 def srun_options(stage: Stage) -> list[str]:

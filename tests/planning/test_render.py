@@ -229,14 +229,18 @@ def test_apptainer_runs_the_worker_in_the_image(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_modules_are_loaded_before_srun(tmp_path: Path, stubs: Path) -> None:
-    log = tmp_path / "modules"
-    (stubs / "module").write_text(f'#!/bin/bash\nprintf "%s\\n" "$*" >>{shlex.quote(str(log))}\n')
-    (stubs / "module").chmod(0o755)
+@pytest.mark.parametrize(("fails", "expected"), [("0", 0), ("1", 1)])
+def test_modules_are_loaded_before_srun(tmp_path: Path, stubs: Path, fails: str, expected: int) -> None:
+    log, defined = tmp_path / "modules", tmp_path / "defined.sh"
+    # a function, as centres define it, that reads a variable which is not set
+    body = f': "$NOT_SET_ANYWHERE"; printf "%s\\n" "$*" >>{shlex.quote(str(log))}; [ "$1" = purge ] || return {fails}'
+    defined.write_text(f"module() {{ {body}; }}\n")
     environment = Environment("gptq", "modules", "python3", modules=("cuda/12.8", "gptq model"))
-    code, _ = run_script(a_plan(tmp_path / "run", environment=environment), stubs)
-    assert code == 0
+    plan = a_plan(tmp_path / "run", environment=environment)
+    code, calls = run_script(plan, stubs, BASH_ENV=str(defined))
+    assert code == expected
     assert log.read_text().splitlines() == ["purge", "load cuda/12.8 gptq model"]
+    assert [Path(call["argv"][0]).name for call in calls] == ([] if expected else ["srun"])
 
 
 def test_secrets_come_from_the_file_and_not_from_the_script(tmp_path: Path, stubs: Path) -> None:
