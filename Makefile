@@ -41,10 +41,11 @@ demo: $(STAMP)  ## the whole chain on this machine, no GPU needed
 	$(BIN)/swiftlaunch submit recipes/sft-smollm2-cpu.toml --site local --follow
 
 test: lint types engines  ## every test that can run on this machine
+	@tests/system-packages.sh slurm
 	$(PYTEST) -m "not gpu"
 
 cluster:  ## a real Slurm cluster on this machine, to try things on
-	@tests/system-packages.sh
+	@tests/system-packages.sh slurm
 	$(PYTHON) tests/slurm/cluster.py up $(CLUSTER)
 	@echo 'to use it:  eval "$$(tests/slurm/cluster.py env $(CLUSTER))"'
 	@echo 'to end it:  tests/slurm/cluster.py down $(CLUSTER)'

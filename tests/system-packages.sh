@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # What the tests need from the system; installed where we may (root on Debian), else named.
+# `tests/system-packages.sh slurm`: also a real Slurm, for the tests of that kind.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 missing=()
@@ -7,14 +8,15 @@ need() { command -v "$1" >/dev/null || missing+=("$2"); } # PROGRAM PACKAGE
 need shellcheck shellcheck
 need git git
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
-# a real Slurm for the tests of that kind
-need munged munge
-need slurmctld slurmctld
-need slurmd slurmd
-need sbatch slurm-client
-need slurmdbd slurmdbd
-need mariadbd mariadb-server-core
-need mariadb mariadb-client-core
+if [ "${1:-}" = slurm ]; then
+  need munged munge
+  need slurmctld slurmctld
+  need slurmd slurmd
+  need sbatch slurm-client
+  need slurmdbd slurmdbd
+  need mariadbd mariadb-server-core
+  need mariadb mariadb-client-core
+fi
 [ "${#missing[@]}" -gt 0 ] || exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
   echo "error: missing: ${missing[*]}" >&2

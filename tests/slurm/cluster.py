@@ -6,8 +6,8 @@
     tests/slurm/cluster.py status DIR                  its daemons and nodes; exit code 1 if something is down
     tests/slurm/cluster.py down DIR                    end its jobs and daemons; DIR stays
 
-Needs the packages that tests/system-packages.sh installs, no privileges. Everything listens on loopback ports of its
-own, so several clusters can be up side by side. All configuration is in DIR/etc, all logs are in DIR/log.
+Needs the packages that `tests/system-packages.sh slurm` installs, no privileges. Its parts talk over loopback, on
+ports of its own, so several clusters can be up side by side. All configuration is in DIR/etc, all logs in DIR/log.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ JobAcctGatherType=jobacct_gather/linux
 PropagateResourceLimits=NONE
 ReturnToService=2
 SlurmdTimeout=30
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 MessageTimeout=6
 KillWait=5
 MinJobAge={min_job_age}
@@ -288,7 +289,7 @@ class Cluster:
                     check=True,
                 )
         except FileNotFoundError:
-            raise ClusterError(f"{words[0]} is not installed: run tests/system-packages.sh") from None
+            raise ClusterError(f"{words[0]} is not installed: run tests/system-packages.sh slurm") from None
         except subprocess.SubprocessError as error:
             raise ClusterError(f"{error}\n{self._log('start')}") from None
 
@@ -368,7 +369,7 @@ def main() -> int:
         for daemon in cluster.daemons:
             pid = cluster.pid(daemon)
             print(f"{daemon} {f'up, pid {pid}' if pid else 'down'}")
-        answer = cluster.command("sinfo", "-N", "-o", "%N %T %c %m %G")
+        answer = cluster.command("sinfo", "-N", "-p", "main", "-o", "%N %T %c %m %G")
         print(answer.stdout, end="")
         return 0 if answer.returncode == 0 and all(map(cluster.pid, cluster.daemons)) else 1
     return 0
