@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cache
@@ -29,32 +28,9 @@ from launcher.recipe.sections import (
 )
 from launcher.recipe.source import Table, changed, dotted
 from launcher.recipe.training import ADAPTERS, Lora, Train
+from launcher.refusals import is_ours, looks_secret, sbatch_refusal
 
 SWEEP_VALUES_CHECKED = 500  # a larger grid is checked up to here
-
-# sbatch options with a recipe key of their own, or that the job scripts depend on
-_OWN_KEYS = {
-    "nodes": "nodes",
-    "ntasks-per-node": "tasks_per_node",
-    "cpus-per-task": "cpus_per_task",
-    "gpus-per-node": "gpus_per_node",
-    "mem": "memory",
-    "time": "time_limit",
-    "partition": "partition",
-    "account": "account",
-    "qos": "qos",
-    "constraint": "constraint",
-}
-# fmt: off
-_FIXED = {
-    "array", "chdir", "comment", "dependency", "error", "export", "export-file", "input", "job-name",
-    "kill-on-invalid-dep", "no-requeue", "ntasks", "open-mode", "output", "parsable", "requeue", "signal",
-    "test-only", "wait", "wrap",
-}
-# fmt: on
-_OPTION = re.compile(r"--([a-z][a-z0-9-]*)(=.*)?")
-_SECRET_WORD = re.compile(r"(.*(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)|(API|ACCESS|PRIVATE)?KEY)", re.IGNORECASE)
-_RESERVED = re.compile(r"(SLURM|SBATCH|SRUN|SWIFTLAUNCH)_.*|PYTHONPATH")
 
 
 def validate(data: Table) -> tuple[Recipe | None, list[Problem]]:
@@ -237,21 +213,14 @@ def _tracking_rules(tracking: Tracking, *, trains: bool) -> Iterator[Problem]:
 def _resource_rules(resources: ResourceTables) -> Iterator[Problem]:
     for stage in type(resources).model_fields:
         for number, word in enumerate(getattr(resources, stage).extra or ()):
-            loc = ("resources", stage, "extra", number)
-            match = _OPTION.fullmatch(word)
-            if not match:
-                yield Problem(
-                    loc, f"{shown(word)} is not one long sbatch option", 'write "--exclusive" or "--name=value"'
-                )
-            elif match[1] in _OWN_KEYS:
-                yield Problem(loc, f"--{match[1]} has a key of its own", f"use resources.{stage}.{_OWN_KEYS[match[1]]}")
-            elif match[1] in _FIXED:
-                yield Problem(loc, f"--{match[1]} is set by swiftlaunch; jobs would not end or resume as they should")
+            reason, hint = sbatch_refusal(word)
+            if reason:
+                yield Problem(("resources", stage, "extra", number), f"{shown(word)} {reason}", hint)
 
 
 def _env_rules(env: Env) -> Iterator[Problem]:
     for name in env.variables:
-        if any(_SECRET_WORD.fullmatch(word) for word in name.split("_")):
+        if looks_secret(name):
             yield Problem(
                 ("env", "variables", name),
                 "looks like a secret, and variables are kept in the plan",
@@ -259,10 +228,10 @@ def _env_rules(env: Env) -> Iterator[Problem]:
             )
         elif name in env.secrets:
             yield Problem(("env", "variables", name), "is also among env.secrets", "keep one of the two")
-        elif _RESERVED.fullmatch(name):
+        elif is_ours(name):
             yield Problem(("env", "variables", name), "is set by the scheduler or by swiftlaunch")
     for number, name in enumerate(env.secrets):
-        if _RESERVED.fullmatch(name) and name != SERVE_KEY_VARIABLE:
+        if is_ours(name) and name != SERVE_KEY_VARIABLE:
             yield Problem(("env", "secrets", number), f"{name} is set by the scheduler or by swiftlaunch")
         elif name in env.secrets[:number]:
             yield Problem(("env", "secrets", number), f"{name} is named twice")

@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import Fault
+from launcher.refusals import is_ours, looks_secret, sbatch_refusal
 from launcher.units import parse_mib, parse_minutes
 
-_SECRET = re.compile(
-    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|AUTH|KEY|APIKEY|PAT)(_|$)", re.IGNORECASE
-)
-_NOT_SECRET = re.compile(r"_(PATH|FILE|DIR)$", re.IGNORECASE)  # where a secret lies is none
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]")
 _KEY = re.compile(r"^\s*([A-Za-z0-9_\"'. -]+?)\s*=")
@@ -142,10 +139,9 @@ class Table:
         """Further sbatch options, a word each, long form."""
         words = self.texts(key)
         for index, word in enumerate(words):
-            if not re.fullmatch(r"--[a-z][a-z0-9-]*(=.+)?", word):
-                self.fault(
-                    f"{key}[{index}]", f"{word!r} is no long sbatch option", 'write "--exclusive" or "--name=value"'
-                )
+            reason, hint = sbatch_refusal(word)
+            if reason:
+                self.fault(f"{key}[{index}]", f"{word!r} {reason}", hint)
         return words
 
     def variables(self) -> tuple[tuple[str, str], ...]:
@@ -155,13 +151,13 @@ class Table:
             self._asked.append(name)
             if not _VARIABLE.fullmatch(name):
                 self.fault(name, "is not a name of an environment variable")
-            elif _SECRET.search(name) and not _NOT_SECRET.search(name):
+            elif looks_secret(name):
                 self.fault(
                     name,
                     "looks like a secret, and what stands here is written into job scripts",
                     f"name it in the recipe (secrets = [{name!r}]) and export it in your shell",
                 )
-            elif name == "PYTHONPATH" or name.startswith(("SWIFTLAUNCH_", "SLURM_")):
+            elif is_ours(name):
                 self.fault(name, "is set by the launcher or by Slurm")
             elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
                 self.fault(name, "must be a text or a number", 'write true as "1" or "true"')

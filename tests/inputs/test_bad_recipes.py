@@ -130,13 +130,14 @@ CASES = [
     ("nodes = 1", 'time_limit = "0m"', ":20 resources.train.time_limit", "not longer than zero", ""),
     # sbatch words
     ("nodes = 1", 'extra = ["-N2"]', ":20 resources.train.extra[0]", "not one long sbatch option", ""),
-    ("nodes = 1", 'extra = ["--nodes=2"]', ":20 resources.train.extra[0]", "key of its own", "train.nodes"),
+    ("nodes = 1", 'extra = ["--nodes=2"]', ":20 resources.train.extra[0]", "key of its own", "key nodes"),
     ("nodes = 1", 'extra = [\n"--wrap=id"]', ":21 resources.train.extra[0]", "is set by swiftlaunch", ""),
     # variables and secrets
     ('OMP_NUM_THREADS = "2"', "OMP_NUM_THREADS = 2", ":22 env.variables.OMP_NUM_THREADS", "a text", ""),
     ('OMP_NUM_THREADS = "2"', '"A B" = "2"', ':22 env.variables."A B"', "not allowed", "digits"),
     ('OMP_NUM_THREADS = "2"', 'HF_TOKEN = "hf_x"', ":22 env.variables.HF_TOKEN", "secret", "secrets = "),
     ('OMP_NUM_THREADS = "2"', 'MY_API_KEY = "x"', ":22 env.variables.MY_API_KEY", "secret", ""),
+    ('OMP_NUM_THREADS = "2"', 'MY_PASSPHRASE = "x"', ":22 env.variables.MY_PASSPHRASE", "secret", ""),
     ('OMP_NUM_THREADS = "2"', 'SLURM_JOB_ID = "1"', ":22 env.variables.SLURM_JOB_ID", "is set by", ""),
     ("variables =", 'secrets = ["A-B"]\n#', ":22 env.secrets[0]", "not allowed", "digits"),
     ("variables =", 'secrets = ["SWIFTLAUNCH_ATTEMPT"]\n#', ":22 env.secrets[0]", "is set by", ""),

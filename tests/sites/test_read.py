@@ -65,7 +65,7 @@ def test_the_long_example_shows_every_key() -> None:
     text = (ROOT / "site/example-slurm.toml").read_text(encoding="utf-8")
     tables = (Site, type(site.node), type(site.network), type(site.partitions[0]), ResourceDefaults, type(site.quirks))
     fields = {name for table in (*tables, type(site.environments["train"])) for name in table.__dataclass_fields__}
-    keys = {name.removesuffix("_mib").removesuffix("_minutes") for name in fields} - {"path", "role"}
+    keys = {name.removesuffix("_mib").removesuffix("_minutes") for name in fields} - {"path", "role", "asked"}
     assert not [key for key in sorted(keys) if key not in text]
     assert site.default_partition is not None
     assert site.default_partition.name == "gpu"
@@ -103,6 +103,15 @@ BAD = {
     "a boolean is no number": (
         GOOD.replace("cpus = 8", "cpus = true"),
         "/tiny.toml:8: node.cpus | must be a whole number, not True | ",
+    ),
+    "sbatch option of ours": (
+        GOOD + '[quirks]\nextra = ["--output=/x"]\n',
+        "/tiny.toml:12: quirks.extra[0] | '--output=/x' is set by swiftlaunch; jobs would not end or resume as they "
+        "should | ",
+    ),
+    "variable of ours": (
+        GOOD + '[variables]\nSBATCH_QOS = "x"\n',
+        "/tiny.toml:12: variables.SBATCH_QOS | is set by the launcher or by Slurm | ",
     ),
     "one rank": (
         GOOD + "[defaults.export]\nnodes = 2\n",
@@ -217,7 +226,8 @@ BAD = {
     ),
     "sbatch word": (
         GOOD + '[quirks]\nextra = ["-p gpu"]\n',
-        '/tiny.toml:12: quirks.extra[0] | \'-p gpu\' is no long sbatch option | write "--exclusive" or "--name=value"',
+        "/tiny.toml:12: quirks.extra[0] | '-p gpu' is not one long sbatch option | "
+        'write "--exclusive" or "--name=value"',
     ),
     "gpu option": (
         GOOD + '[quirks]\ngpu_option = "gpus"\n',
