@@ -47,6 +47,9 @@ _SNAPSHOT = (
     "work",
 )
 
+# Every name that a stage can have.
+_STAGES = ("baseline", "train", "export", "evaluate", "quantize", "evaluate-quantized", "serve")
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -204,6 +207,15 @@ def cancel(run_dir: Path, plan: Plan, jobs: Mapping[str, str]) -> list[str]:
         write_text(files.cancelled(stage), "")
     open_scheduler(plan.scheduler, state_dir=default_state_dir()).cancel(list(jobs.values()))
     return list(jobs.values())
+
+
+def cancel_without_folder(run: RunRow) -> list[str]:
+    """Cancel the jobs of a run whose directory is gone, found by their comments; returns their ids."""
+    scheduler = open_scheduler(run.scheduler, state_dir=default_state_dir())
+    jobs = [job for stage in _STAGES for job in scheduler.find(f"swiftlaunch:{run.run_id}:{stage}")]
+    ids = [job.job_id for job in jobs if not job.state.terminal]
+    scheduler.cancel(ids)
+    return ids
 
 
 def serve_again(prepared_from: Plan, site: Site, minutes: int, run_id: str = "") -> Prepared:

@@ -36,6 +36,7 @@ class StageStatus:
     progress: Event | None
     error: str
     estimate_seconds: float | None
+    endpoint: dict[str, Any] | None = None  # of a server that answers: base_url, host, port, model, engine, pid
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,10 @@ def load_plan(run_dir: Path) -> Plan:
     try:
         return from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        what = "is no run directory" if run_dir.is_dir() else "is gone: moved, deleted, or on a disk that is not there"
         raise UserError(
-            f"{run_dir} is not a run directory", hint="`swiftlaunch runs --rebuild` reads the index again"
+            f"{run_dir} {what}",
+            hint=f"end what may still run: swiftlaunch cancel {run_dir.name}; then: swiftlaunch runs --rebuild",
         ) from None
     except ValueError as error:
         raise UserError(str(error), where=str(path)) from error
@@ -170,6 +173,7 @@ def _stage_status(files: RunDir, stage: Stage, job: Job | None, events: list[Eve
         progress=_newest(events, "progress"),
         error=_error(files, stage.name, attempts) if state in _FAILED else "",
         estimate_seconds=stage.estimate.seconds,
+        endpoint=read_json(files.endpoint(stage.name)) if state is State.RUNNING and stage.worker == "serve" else None,
     )
 
 

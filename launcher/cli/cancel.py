@@ -27,9 +27,15 @@ def command(run: RunRow, stages: tuple[str, ...]) -> None:
       swiftlaunch cancel latest quantize
     """
     from launcher import watch
-    from launcher.submit import cancel
+    from launcher.rundir import RunDir
+    from launcher.submit import cancel, cancel_without_folder
     from launcher.view.logs import known_stage
 
+    if not stages and not RunDir(run.run_dir).plan.exists():
+        for job_id in (ended := cancel_without_folder(run)):
+            click.echo(job_id)
+        say(f"the folder of {run.run_id} is gone; its jobs are {'cancelled' if ended else 'over'}")
+        return
     plan = watch.load_plan(run.run_dir)
     wanted = [known_stage(plan, stage) for stage in stages] or [stage.name for stage in plan.stages]
     jobs = {

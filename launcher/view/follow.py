@@ -10,8 +10,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launcher.record import read_json
-from launcher.rundir import RunDir
 from launcher.states import State
 from launcher.units import show_seconds
 from launcher.view.course import Course, Courses
@@ -33,7 +31,7 @@ class Board:
     def look(self, status: RunStatus) -> None:
         """Take a newer status."""
         self._measured = {stage.name: self._courses.look(stage) for stage in status.stages if _goes(stage)}
-        self._servers = {stage.name: server_address(status, stage) for stage in status.stages}
+        self._servers = {stage.name: server_address(stage) for stage in status.stages}
         self._status = status
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -104,12 +102,9 @@ def note(stage: StageStatus) -> str:
     return ""
 
 
-def server_address(status: RunStatus, stage: StageStatus) -> str:
+def server_address(stage: StageStatus) -> str:
     """Where a running server of this run answers, "" while there is none."""
-    if stage.worker != "serve" or stage.state is not State.RUNNING:
-        return ""
-    endpoint = read_json(RunDir(status.run_dir).endpoint(stage.name))
-    return f"answers at http://{endpoint['host']}:{endpoint['port']}/v1" if endpoint else ""
+    return f"answers at http://{stage.endpoint['host']}:{stage.endpoint['port']}/v1" if stage.endpoint else ""
 
 
 def _goes(stage: StageStatus) -> bool:
@@ -136,7 +131,7 @@ def _plain(statuses: Iterable[RunStatus], console: Console) -> RunStatus:
     for last in statuses:
         courses = courses or Courses(last.run_dir)
         for stage in last.stages:
-            address = server_address(last, stage)
+            address = server_address(stage)
             state = (stage.state, max(stage.attempts, 1), address)  # that the first attempt began is no news
             course = courses.look(stage) if _goes(stage) else None
             text = course.text() if course else address or note(stage)

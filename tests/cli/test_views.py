@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.plan import Plan
-from launcher.record import Recorder, write_json
+from launcher.record import Recorder
 from launcher.rundir import RunDir
 from launcher.states import State
 from launcher.view.console import console
@@ -165,8 +165,8 @@ def test_live_view_ends_with_the_last_status(finished: RunStatus, stage_status: 
 
 
 def test_server_address_is_shown_while_it_runs(finished: RunStatus, stage_status: Make) -> None:
-    write_json(RunDir(finished.run_dir).endpoint("serve"), {"host": "node3", "port": 8123})
-    running = dataclasses.replace(finished, stages=(stage_status("serve", State.RUNNING),))
+    endpoint = {"host": "node3", "port": 8123}
+    running = dataclasses.replace(finished, stages=(stage_status("serve", State.RUNNING, endpoint=endpoint),))
     assert shown(show_status, running)[1].endswith("answers at http://node3:8123/v1")
     assert "http" not in "".join(shown(show_status, finished))
 
