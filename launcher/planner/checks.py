@@ -121,6 +121,15 @@ def serve_warnings(recipe: Recipe, site: Site, need: Resources | None) -> Iterat
         yield f"quantize.method: {site.node.gpu_type} GPUs have no fp8 units; engines use fp8 for the weights alone"
 
 
+def unused_tables(recipe: Recipe, boxes: Sequence[Box]) -> Iterator[str]:
+    """Tables under [resources] of stages that the recipe does not have."""
+    used = {"default", *(box.table for box in boxes)}
+    for table in sorted(recipe.resources.model_fields_set - used):
+        if table == "evaluate" and "baseline" in used:
+            continue  # the baseline's, where it has no table of its own
+        yield f"resources.{table}: the recipe has no such stage"
+
+
 def container_warnings(data: Mapping[str, Any] | None, environments: Sequence[Environment]) -> Iterator[str]:
     """Data files that containers cannot see."""
     paths = [*(data or {}).get("train", ()), *(data or {}).get("evaluation", ())]

@@ -96,6 +96,7 @@ def make_plan(
     warnings += checks.serve_warnings(recipe, site, needs.get("serve"))
     readers = [environments[box.name] for box in found.stages if box.options.get("data")]
     warnings += checks.container_warnings(resolved.get("data"), readers)
+    warnings += checks.unused_tables(recipe, found.stages)
     if recipe.sweep is not None:
         warnings.append("sweep: parsed, not run by submit yet")
     return Plan(

@@ -38,7 +38,7 @@ class Context:
     local_rank: int
     attempt: int
     recorder: Recorder
-    end_time: float | None  # Unix seconds at which the scheduler ends the job
+    end_time: float | None  # Unix seconds at which the scheduler ends the job; None where it does not say
     stop_signal: int = field(default=0)
 
     @property
@@ -89,7 +89,11 @@ class Context:
         """
         if not self.stop_requested:
             return
-        if self.end_time is not None and self.end_time - time.time() < _NEAR_THE_END_SECONDS:
+        if self.end_time is None:  # then the signal has to say it: USR2 comes before the limit, TERM at preemption
+            at_the_limit = self.stop_signal == signal.SIGUSR2
+        else:
+            at_the_limit = self.end_time - time.time() < _NEAR_THE_END_SECONDS
+        if at_the_limit:
             minutes = self.stage.resources.time_limit_minutes
             raise WorkerError(
                 f"{self.stage.name} is not done within its time limit of {minutes} minutes",

@@ -284,3 +284,10 @@ def test_a_small_node_gives_no_stage_less_than_one_core(planned: Planned) -> Non
 def test_limits_that_nobody_asked_for_are_cut_to_the_partition(planned: Planned) -> None:
     short = dataclasses.replace(GPUS, partitions=(Partition("short", time_limit_minutes=30),), quirks=Quirks())
     assert planned(SFT, site=short).stage("train").resources.time_limit_minutes == 30
+
+
+def test_resources_of_a_stage_that_is_not_there_are_said(planned: Planned) -> None:
+    text = DATA + ADAPTERS + "[resources.default]\nmemory = '8G'\n[resources.train]\nmemory = '9G'\n"
+    assert planned(text).warnings == ()
+    unused = planned(text + "[resources.serve]\nmemory = '4G'\n").warnings
+    assert unused == ("resources.serve: the recipe has no such stage",)
