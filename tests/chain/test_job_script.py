@@ -38,7 +38,7 @@ def test_chain_completes(tmp_path: Path, scheduler: Scheduler) -> None:
     ]
 
 
-@pytest.mark.parametrize("act", ["kill", "net"])
+@pytest.mark.parametrize("act", ["kill", "net", "half"])
 def test_crash_is_tried_again_and_the_chain_goes_on(tmp_path: Path, scheduler: Scheduler, act: str) -> None:
     chain = Chain(tmp_path / "run", scheduler, {"first": [act, "done"], "second": ["done"]}, tasks_per_node=2)
     assert chain.ended("second").state is State.COMPLETED
