@@ -109,6 +109,11 @@ class Plan:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def job_comment(run_id: str, stage: str) -> str:
+    """What marks a stage's jobs at the scheduler (sbatch --comment), so that they are found without their ids."""
+    return f"swiftlaunch:{run_id}:{stage}"
+
+
 def from_json(text: str) -> Plan:
     """The plan that `to_json` wrote. Raises ValueError for another schema or a broken text."""
     data = json.loads(text)

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 from launcher.errors import Fault, InputError
-from launcher.plan import Environment, Plan, Stage
+from launcher.plan import Environment, Plan, Stage, job_comment
 from launcher.rundir import RunDir
 from launcher.units import slurm_time
 
@@ -60,7 +60,7 @@ def directives(plan: Plan, stage: Stage) -> list[tuple[str, str | None]]:
     need = stage.resources
     options: list[tuple[str, str | None]] = [
         ("job-name", f"{plan.name}:{stage.name}"),
-        ("comment", f"swiftlaunch:{plan.run_id}:{stage.name}"),
+        ("comment", job_comment(plan.run_id, stage.name)),
         ("output", str(files.batch_log(stage.name)).replace("%", "%%")),
         ("open-mode", "append"),
         ("nodes", str(need.nodes)),

@@ -20,7 +20,7 @@ from launcher import __version__, assets
 from launcher.dataset import check_files, hash_parameters
 from launcher.errors import Fault, InputError, SwiftlaunchError, UserError
 from launcher.models import find_model
-from launcher.plan import Plan, Stage
+from launcher.plan import Plan, Stage, job_comment
 from launcher.planner import Identity, make_plan
 from launcher.recipe import LoadedRecipe, load_recipe
 from launcher.record import read_json, write_json, write_text
@@ -212,7 +212,7 @@ def cancel(run_dir: Path, plan: Plan, jobs: Mapping[str, str]) -> list[str]:
 def cancel_without_folder(run: RunRow) -> list[str]:
     """Cancel the jobs of a run whose directory is gone, found by their comments; returns their ids."""
     scheduler = open_scheduler(run.scheduler, state_dir=default_state_dir())
-    jobs = [job for stage in _STAGES for job in scheduler.find(f"swiftlaunch:{run.run_id}:{stage}")]
+    jobs = [job for stage in _STAGES for job in scheduler.find(job_comment(run.run_id, stage))]
     ids = [job.job_id for job in jobs if not job.state.terminal]
     scheduler.cancel(ids)
     return ids
@@ -261,7 +261,7 @@ def _submit_stages(plan: Plan, scheduler: Scheduler, *, pending: Sequence[Stage]
 def _found_any(plan: Plan, scheduler: Scheduler) -> bool:
     """Whether the scheduler holds a job of this run that was not noted down."""
     try:
-        return any(scheduler.find(f"swiftlaunch:{plan.run_id}:{stage.name}") for stage in plan.stages)
+        return any(scheduler.find(job_comment(plan.run_id, stage.name)) for stage in plan.stages)
     except SwiftlaunchError:
         return True  # it cannot say: keep the run directory
 
@@ -317,7 +317,10 @@ def _secret_values(plan: Plan, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_environments(prepared: Prepared) -> None:
-    """Locked environments are built before jobs that need them are submitted: compute nodes have no internet."""
+    """Locked environments are built before jobs that need them are submitted: compute nodes have no internet.
+
+    Other virtual environments are looked for where jobs run on this machine; elsewhere only the nodes may see them.
+    """
     needed = {stage.environment.role: stage.environment for stage in prepared.plan.stages}
     missing = [
         role
@@ -330,6 +333,17 @@ def _check_environments(prepared: Prepared) -> None:
             where=f"environments of site {prepared.site.name}",
             hint=f"run: swiftlaunch env sync {' '.join(missing)} {prepared.site.option}",
         )
+    if prepared.site.scheduler == "local":
+        own = {role: environment.python for role, environment in needed.items() if environment.kind == "venv"}
+        faults = [
+            Fault(
+                f"{prepared.site.path}: environments.{role}.python", f"no interpreter at {python}", "correct the path"
+            )
+            for role, python in own.items()
+            if "/" in python and not os.access(python, os.X_OK)
+        ]
+        if faults:
+            raise InputError(faults)
 
 
 def _data(loaded: LoadedRecipe) -> tuple[dict[str, list[str]], str, list[Fault]]:

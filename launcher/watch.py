@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import UserError
-from launcher.plan import Plan, Stage, from_json
+from launcher.plan import Plan, Stage, from_json, job_comment
 from launcher.record import Event, read_events, read_json
 from launcher.rundir import RunDir
 from launcher.scheduler import Job, Scheduler, default_state_dir, open_scheduler
@@ -116,19 +116,14 @@ def stage_jobs(plan: Plan, scheduler: Scheduler, files: RunDir) -> dict[str, Job
     jobs = {
         stage: found[job_id]
         for stage, job_id in newest.items()
-        if job_id in found and found[job_id].comment in ("", plan_comment(plan, stage))
+        if job_id in found and found[job_id].comment in ("", job_comment(plan.run_id, stage))
     }
     for stage in noted:
         if stage not in jobs:
-            matches = scheduler.find(plan_comment(plan, stage))
+            matches = scheduler.find(job_comment(plan.run_id, stage))
             if matches:
                 jobs[stage] = max(matches, key=lambda job: job.submitted or 0.0)
     return jobs
-
-
-def plan_comment(plan: Plan, stage: str) -> str:
-    """The token that marks a stage's jobs at the scheduler (sbatch --comment, see render.directives)."""
-    return f"swiftlaunch:{plan.run_id}:{stage}"
 
 
 def run_state(stages: tuple[StageStatus, ...]) -> str:
