@@ -87,6 +87,8 @@ def check_files(
                 raise BadFile("holds no rows")
         except BadFile as bad:
             faults.append(file_fault(path, bad))
+        except OSError as error:
+            faults.append(Fault(str(path), f"cannot be read: {error.strerror or error}"))
     return DataReport(
         rows=len(seen),
         bad_rows=bad_rows,
@@ -125,12 +127,9 @@ def hash_parameters(parameters: Mapping[str, Any]) -> str:
 
 def _sha256(path: Path) -> bytes:
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    except OSError as error:
-        raise BadFile(f"cannot be read: {error.strerror or error}") from None
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
     return digest.digest()
 
 

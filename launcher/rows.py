@@ -58,7 +58,8 @@ def read_rows(
     """The rows of the files, in order.
 
     `columns` maps messages, prompt, completion or text to a column's name; None stands for the usual name.
-    Raises InputError (file:line and reason) at the first row that cannot be used; UserError without pyarrow.
+    Raises InputError (file:line and reason) at the first row that cannot be used; UserError without pyarrow; OSError
+    as it comes, since a job on a shared file system may have more luck next time.
     """
     shape = Shape(format, columns)
     for path in map(Path, paths):
@@ -171,14 +172,11 @@ def _kind(value: object) -> str:
 
 
 def items(path: Path) -> Iterator[Item]:
-    """The records of a file and where they stand. Raises BadFile."""
+    """The records of a file and where they stand. Raises BadFile, and OSError where it cannot be read."""
     reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(path.suffix.lower())
     if reader is None:
         raise BadFile(f"is none of {', '.join(SUFFIXES)}", hint="convert it, or rename it if it is one of these")
-    try:
-        yield from reader(path)
-    except OSError as error:
-        raise BadFile(f"cannot be read: {error.strerror or error}") from None
+    yield from reader(path)
 
 
 def file_fault(path: Path, bad: BadFile) -> Fault:

@@ -225,9 +225,8 @@ def test_missing_files(tmp_path: Path) -> None:
     assert [fault.message for fault in report.faults] == ["cannot be read: No such file or directory"] * 2
     (tmp_path / "folder.jsonl").mkdir()
     assert "Is a directory" in check_files([tmp_path / "folder.jsonl"]).faults[0].message
-    with pytest.raises(InputError, match="No such file") as caught:
+    with pytest.raises(FileNotFoundError):  # a job's worker decides by the class of an OSError whether to try again
         list(read_rows([tmp_path / "no.jsonl"]))
-    assert caught.value.exit_code == 2
 
 
 def test_lengths_and_tokens(tmp_path: Path) -> None:
