@@ -81,3 +81,8 @@ def show_count(count: float) -> str:
         if count < limit:
             return f"{count:.0f}" if not suffix else f"{count / limit * 1e3:.1f}{suffix}"
     return f"{count / 1e12:.1f} T"
+
+
+def counted(number: int, what: str) -> str:
+    """A number with its noun: "1 stage", "2 stages"."""
+    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -30,6 +30,7 @@ def command(run: RunRow, follow: bool, as_json: bool) -> int:
     """
     from launcher import watch
     from launcher.submit import resume
+    from launcher.units import counted
 
     plan = watch.load_plan(run.run_dir)
 
@@ -49,5 +50,5 @@ def command(run: RunRow, follow: bool, as_json: bool) -> int:
     if as_json:
         print_json({"run_id": run.run_id, "submitted": stages})
     if stages:
-        say(f"submitted {len(stages)} stages; `swiftlaunch status {run.run_id} --follow` shows how they go")
+        say(f"submitted {counted(len(stages), 'stage')}; `swiftlaunch status {run.run_id} --follow` shows how they go")
     return 0

@@ -32,6 +32,7 @@ def command(recipe: Path, overrides: tuple[str, ...], site_name: str, follow: bo
     ready = prepared(recipe, overrides, site_name)
 
     from launcher.submit import submit
+    from launcher.units import counted
     from launcher.view.console import message_console
     from launcher.view.plan_table import show_plan
 
@@ -45,5 +46,6 @@ def command(recipe: Path, overrides: tuple[str, ...], site_name: str, follow: bo
         return follow_run(row.run_dir, run_id, row.scheduler, as_json=as_json)
     if as_json:
         print_json({**vars(row), "run_dir": str(row.run_dir)})
-    say(f"submitted {len(ready.plan.stages)} stages; `swiftlaunch status {run_id} --follow` shows how they go")
+    submitted = counted(len(ready.plan.stages), "stage")
+    say(f"submitted {submitted}; `swiftlaunch status {run_id} --follow` shows how they go")
     return 0

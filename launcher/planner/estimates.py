@@ -16,7 +16,7 @@ from launcher.planner.boxes import Box
 from launcher.planner.checks import layout_of
 from launcher.recipe import Recipe
 from launcher.sites import Site
-from launcher.units import show_count
+from launcher.units import counted, show_count
 
 CPU_GFLOPS_PER_CORE = 30.0  # assumed; 46 measured with one AVX2 core training a 135M model in fp32
 CPU_BYTES_PER_SECOND = 10e9  # assumed: reading weights once per generated token
@@ -127,7 +127,7 @@ def _seconds(box: Box, need: Resources, recipe: Recipe, facts: ModelFacts, rate:
                 return None, "no estimate: GPTQ's time on GPUs was not measured"
             cores = need.tasks_per_node * need.cpus_per_task
             seconds = START_SECONDS + facts.parameters * GPTQ_CPU_SECONDS_PER_PARAMETER / cores
-            return seconds, f"1 CPU second per million parameters (measured on 135 M) on {_counted_cores(cores)}"
+            return seconds, f"1 CPU second per million parameters (measured on 135 M) on {counted(cores, 'CPU core')}"
         tokens = (recipe.quantize.calibration_samples or 0) * _length(recipe)
         seconds = 2 * START_SECONDS + 2.0 * facts.active_parameters * tokens / rate.flops
         return seconds, f"{show_count(tokens)} tokens to calibrate with; {rate.basis}"
@@ -180,7 +180,7 @@ def _rate(need: Resources, site: Site, precision: str) -> _Rate | None:
     return _Rate(
         total * CPU_GFLOPS_PER_CORE * 1e9,
         CPU_BYTES_PER_SECOND * machines,
-        f"{CPU_GFLOPS_PER_CORE:g} GFLOP/s a core (assumed), {_counted_cores(total)}",
+        f"{CPU_GFLOPS_PER_CORE:g} GFLOP/s a core (assumed), {counted(total, 'CPU core')}",
     )
 
 
@@ -208,10 +208,6 @@ def _rows(recipe: Recipe) -> int | None:
 
 def _length(recipe: Recipe) -> int:
     return recipe.train.sequence_length if recipe.train else LENGTH_WITHOUT_TRAIN
-
-
-def _counted_cores(cores: int) -> str:
-    return f"{cores} CPU core" + ("" if cores == 1 else "s")
 
 
 def _rough(value: float) -> float:

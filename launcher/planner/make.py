@@ -16,7 +16,7 @@ from launcher.planner.boxes import Box, boxes
 from launcher.planner.resources import decide, gpus_of
 from launcher.recipe import Recipe
 from launcher.sites import Site, resolve_environment
-from launcher.units import show_mib
+from launcher.units import counted, show_mib
 
 _TABLES = ("baseline", "train", "export", "evaluate", "quantize", "serve")
 
@@ -175,7 +175,7 @@ def _memory(
                 there *= need.gpus_per_node  # one rank divides its model among the GPUs
         else:
             there = need.memory_mib / need.tasks_per_node
-            what = f"{show_mib(need.memory_mib)} for {need.tasks_per_node} rank{'s' * (need.tasks_per_node > 1)}"
+            what = f"{show_mib(need.memory_mib)} for {counted(need.tasks_per_node, 'rank')}"
         wanted = estimated[box.name].memory_mib_per_rank
         least = estimates.train_memory(recipe, facts, need).states if box.worker == "train" else 0.0
         where = f"resources.{box.table}" if need.gpus_per_node else f"resources.{box.table}.memory"

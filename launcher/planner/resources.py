@@ -10,7 +10,7 @@ from launcher.errors import Fault
 from launcher.plan import Resources
 from launcher.recipe import Recipe
 from launcher.sites import Partition, Site
-from launcher.units import show_mib, slurm_time
+from launcher.units import counted, show_mib, slurm_time
 
 # Where a stage has no table of its own, these are looked at, in order.
 _TABLES = {"baseline": ("baseline", "evaluate", "default")}
@@ -188,7 +188,7 @@ def _faults(asked: _Asked, need: Resources, site: Site, partition: Partition | N
     there = _gpus_there(partition, site)
     place = f"partition {partition.name}" if partition and partition.gpus is not None else f"site {site.name}"
     if need.gpus_per_node and not there:
-        message = f"{_counted(need.gpus_per_node, 'GPU')} asked for, {place} has none"
+        message = f"{counted(need.gpus_per_node, 'GPU')} asked for, {place} has none"
         fault("gpus_per_node", message, "gpus_per_node = 0 runs on CPUs")
     elif need.gpus_per_node > there:
         fault("gpus_per_node", f"{need.gpus_per_node} is more than the {there} GPUs of a node", f"use {there} or less")
@@ -199,10 +199,10 @@ def _faults(asked: _Asked, need: Resources, site: Site, partition: Partition | N
             f"use {node.count} or less",
         )
     if need.tasks_per_node * need.cpus_per_task > node.cpus:
-        ranks, cores = _counted(need.tasks_per_node, "rank"), _counted(need.cpus_per_task, "core")
+        ranks, cores = counted(need.tasks_per_node, "rank"), counted(need.cpus_per_task, "core")
         message = f"{ranks} of {cores} need more than the {node.cpus} of a node"
         most = node.cpus // need.tasks_per_node
-        fault("cpus_per_task", message, f"use {_counted(most, 'core')} a rank" if most else "use fewer ranks")
+        fault("cpus_per_task", message, f"use {counted(most, 'core')} a rank" if most else "use fewer ranks")
     if need.memory_mib > node.memory_mib:
         message = f"{show_mib(need.memory_mib)} is more than the {show_mib(node.memory_mib)} of a node"
         fault("memory", message, "use more nodes, or less memory")
@@ -211,11 +211,11 @@ def _faults(asked: _Asked, need: Resources, site: Site, partition: Partition | N
         fault("time_limit", f"{wanted} is over the limit of partition {partition.name}", f"the limit is {limit}")
     if need.time_limit_minutes < LEAST_MINUTES:
         message = (
-            f"{_counted(need.time_limit_minutes, 'minute')} is too short: jobs are told to stop 2 to 3 minutes before"
+            f"{counted(need.time_limit_minutes, 'minute')} is too short: jobs are told to stop 2 to 3 minutes before"
         )
         fault("time_limit", message, f"use {LEAST_MINUTES} minutes or more")
     if need.gpus_per_node and asked.table == "train" and need.tasks_per_node != need.gpus_per_node:
-        message = f"{_counted(need.tasks_per_node, 'rank')} for {_counted(need.gpus_per_node, 'GPU')}"
+        message = f"{counted(need.tasks_per_node, 'rank')} for {counted(need.gpus_per_node, 'GPU')}"
         fault("tasks_per_node", message, f"training runs one rank per GPU: tasks_per_node = {need.gpus_per_node}")
     return faults
 
@@ -226,8 +226,3 @@ def _serve_faults(asked: _Asked, need: Resources, recipe: Recipe) -> list[Fault]
         return []
     message = f"{minutes} is not shorter than the stage's time limit of {need.time_limit_minutes} minutes"
     return [Fault("serve.keep_alive_minutes", message, f"shorten it, or raise {asked.where('time_limit')}")]
-
-
-def _counted(number: int, what: str) -> str:
-    """ "1 rank", "2 ranks" """
-    return f"{number} {what}" + ("" if number == 1 else "s")

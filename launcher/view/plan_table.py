@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.plan import Plan, Stage
-from launcher.units import show_count
+from launcher.units import counted, show_count
 from launcher.view.words import engine
 
 WIDE = 124  # columns from which every figure gets a column of its own
@@ -114,7 +114,7 @@ def _model(plan: Plan) -> str:
 
 
 def _total(plan: Plan) -> str:
-    parts = [f"{len(plan.stages)} stages"]
+    parts = [counted(len(plan.stages), "stage")]
     known = [stage.estimate.seconds for stage in plan.stages if stage.estimate.seconds is not None]
     if known:
         missing = len(plan.stages) - len(known)

@@ -62,7 +62,7 @@ def test_plan_narrow_with_gpus(plan: Plan) -> None:
     assert lines[2:5] == [
         "stage layout tasks CPUs GPUs memory (est.) time (est.) environment",
         "train PP2    4 x 2    2    8 6G (4G)       1h (5m)     train",
-        "total: 1 stages, about 5m one after another, at most 1h by their time limits, at",
+        "total: 1 stage, about 5m one after another, at most 1h by their time limits, at",
     ]
     assert lines[5] == "most 32.0 GPU hours"
 

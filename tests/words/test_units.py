@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.units import parse_mib, parse_minutes, show_count, show_mib, show_seconds, slurm_time
+from launcher.units import counted, parse_mib, parse_minutes, show_count, show_mib, show_seconds, slurm_time
 
 pytestmark = pytest.mark.unit
 
@@ -77,3 +77,7 @@ def test_sizes_and_counts_for_people() -> None:
         "70.6 B",
         "2.5 T",
     ]
+
+
+def test_counted() -> None:
+    assert [counted(number, "stage") for number in (0, 1, 2)] == ["0 stages", "1 stage", "2 stages"]
