@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.errors import UserError
+from launcher.errors import SwiftlaunchError, UserError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -98,13 +98,20 @@ class Registry:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        database = sqlite3.connect(self.path, timeout=30.0)
         try:
-            database.execute(_SCHEMA)
-            with database:
-                yield database
-        finally:
-            database.close()
+            database = sqlite3.connect(self.path, timeout=30.0)
+            try:
+                database.execute(_SCHEMA)
+                with database:
+                    yield database
+            finally:
+                database.close()
+        except sqlite3.DatabaseError as error:
+            raise SwiftlaunchError(
+                f"the index of runs cannot be used: {error}",
+                where=str(self.path),
+                hint="if it is damaged, delete it; `swiftlaunch runs --rebuild` makes it again",
+            ) from error
 
 
 def _insert(database: sqlite3.Connection, row: RunRow) -> None:

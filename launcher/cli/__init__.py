@@ -132,6 +132,11 @@ def run(arguments: Sequence[str]) -> int:
         # the reader (head, less) has what it wanted; Python would complain again when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        report(SwiftlaunchError(str(error.strerror), where=str(error.filename)))  # a disk, a home, a permission
+        return SwiftlaunchError.exit_code
 
 
 def main() -> NoReturn:

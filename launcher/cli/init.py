@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -33,4 +34,4 @@ def command(file: Path, method: str) -> None:
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", where=str(file)) from error
     click.echo(file)
-    say(f"next: edit {file}, then `swiftlaunch plan {file}`")
+    say(f"next: edit {file}, then `swiftlaunch plan {shlex.quote(str(file))}`")

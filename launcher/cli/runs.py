@@ -35,7 +35,7 @@ def command(limit: int, rebuild: bool, as_json: bool) -> None:
         print_json(rows)
         return
     if not rows:
-        say("no runs yet; `swiftlaunch submit RECIPE` starts one")
+        say("no runs known; `swiftlaunch submit RECIPE` starts one, --rebuild finds those of a lost index")
         return
     from launcher.view.console import data_console
     from launcher.view.runs_table import show_runs

@@ -133,6 +133,17 @@ def test_commands_that_take_a_recipe_take_a_shipped_name(user: Any) -> None:
     assert "no run" not in finished.stderr
 
 
+def test_interpreters_that_are_not_there(user: Any) -> None:
+    text = (assets.folder("site") / "local.toml").read_text().replace('"local"', '"here"', 1)
+    (user.folder / "here.toml").write_text(text.replace('kind = "locked"', 'kind = "venv", python = "/none/python"'))
+    before = user.everything()
+    finished = user.swiftlaunch("submit", "recipe.toml", "--site", "here.toml")
+    assert finished.returncode == 2
+    for role in ("train", "transformers", "gptq"):
+        assert f"here.toml: environments.{role}.python: no interpreter at /none/python" in finished.stderr
+    assert user.everything() == before
+
+
 def test_all_faults_in_one_report(user: Any) -> None:
     good = (user.folder / "recipe.toml").read_text()
     user.write(good.replace("steps = 4", "stesp = 4").replace("limit = 2", "limit = 0").replace('"gptq"', '"gtpq"'))

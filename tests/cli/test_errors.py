@@ -106,6 +106,33 @@ def test_a_reader_that_leaves_early_is_no_error(words: str, swiftlaunch: Program
     assert finished.stderr == ""
 
 
+def test_a_damaged_index_says_how_it_is_made_again(run_dir: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    from launcher.registry import registry_path
+    from launcher.scheduler import default_state_dir
+
+    index = registry_path(default_state_dir())
+    index.write_text("not a database at all, and long enough to be looked at" * 4)
+    assert run(["runs"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {index}: the index of runs cannot be used: ")
+    assert "delete it; `swiftlaunch runs --rebuild`" in err
+
+
+def test_a_home_that_cannot_be_written_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(["runs", "--rebuild"]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/file/swiftlaunch: Not a directory\n"
+
+
+def test_what_to_type_next_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["init", str(tmp_path / "my recipe.toml")]) == 0
+    assert f"`swiftlaunch plan '{tmp_path}/my recipe.toml'`" in capsys.readouterr().err
+
+
 def test_init_does_not_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.toml"
     assert run(["init", str(recipe)]) == 0
