@@ -25,8 +25,9 @@ lint: $(STAMP)
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache
 	shellcheck .ci/run tests/*.sh
 
-types: $(STAMP)
+types: $(STAMP)  ## what runs in jobs also for the oldest Python of containers
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 -p launcher.work
 
 fast: $(STAMP)  ## unit and golden tests
 	$(PYTEST) -q -m "unit or golden"
