@@ -90,8 +90,13 @@ def refresh(run_dir: Path) -> RunStatus:
     events: dict[str, list[Event]] = {}
     for event in read_events(files.events):
         events.setdefault(str(event.get("stage")), []).append(event)
-    stages = tuple(_stage_status(files, s, jobs.get(s.name), events.get(s.name, [])) for s in plan.stages)
-    return RunStatus(plan.run_id, plan.name, plan.site, run_state(stages), run_dir, stages, plan.warnings)
+    stages: dict[str, StageStatus] = {}  # in the plan's order: each after those it depends on
+    for stage in plan.stages:
+        vain = any(stages[name].state in (*_FAILED, State.CANCELLED) for name in stage.depends_on)
+        own = events.get(stage.name, [])
+        stages[stage.name] = stage_status(files, stage, jobs.get(stage.name), own, waits_in_vain=vain)
+    found = tuple(stages.values())
+    return RunStatus(plan.run_id, plan.name, plan.site, run_state(found), run_dir, found, plan.warnings)
 
 
 def follow(run_dir: Path, interval: float = 1.0) -> Iterator[RunStatus]:
@@ -141,7 +146,10 @@ def run_state(stages: tuple[StageStatus, ...]) -> str:
     return "CANCELLED" if State.CANCELLED in states else "INCOMPLETE"
 
 
-def _stage_status(files: RunDir, stage: Stage, job: Job | None, events: list[Event]) -> StageStatus:
+def stage_status(
+    files: RunDir, stage: Stage, job: Job | None, events: list[Event], *, waits_in_vain: bool = False
+) -> StageStatus:
+    """One stage from its files, its newest job and its events by time; `waits_in_vain`: a stage before it failed."""
     result = read_json(files.result(stage.name))
     state = job.state if job else State.NOT_SUBMITTED
     reason = job.reason if job else ""
@@ -149,8 +157,11 @@ def _stage_status(files: RunDir, stage: Stage, job: Job | None, events: list[Eve
         state, reason = State.COMPLETED, ""
     elif state is State.COMPLETED:
         state, reason = State.FAILED, "the job ended with code 0 but wrote no result"
-    elif state is State.UNKNOWN and files.cancelled(stage.name).exists():
-        state = State.CANCELLED  # the scheduler has forgotten it and the user has given it up: it can be resumed
+    elif state is State.UNKNOWN:
+        state = _forgotten(files, stage, waits_in_vain=waits_in_vain)
+    ended = job.ended if job and state.terminal else None
+    if result is not None and ended is None:  # the job script is still ending, or the scheduler has forgotten the job
+        ended = files.result(stage.name).stat().st_mtime
     attempts = max((int(event["attempt"]) for event in events), default=0)
     begun = [event["time"] for event in events if event["kind"] == "attempt_started"]
     return StageStatus(
@@ -162,7 +173,7 @@ def _stage_status(files: RunDir, stage: Stage, job: Job | None, events: list[Eve
         reason=reason,
         submitted=job.submitted if job else None,
         started=min(begun) if begun else (job.started if job else None),
-        ended=job.ended if job and state.terminal else None,
+        ended=ended,
         result=result,
         step=_newest(events, "step"),
         progress=_newest(events, "progress"),
@@ -170,6 +181,20 @@ def _stage_status(files: RunDir, stage: Stage, job: Job | None, events: list[Eve
         estimate_seconds=stage.estimate.seconds,
         endpoint=read_json(files.endpoint(stage.name)) if state is State.RUNNING and stage.worker == "serve" else None,
     )
+
+
+def _forgotten(files: RunDir, stage: Stage, *, waits_in_vain: bool) -> State:
+    """What became of a job that the scheduler does not know (any more), where the run directory proves it.
+
+    Without accounting Slurm forgets a job minutes after its end; followers would wait for ever.
+    """
+    if waits_in_vain or files.cancelled(stage.name).exists():
+        return State.CANCELLED
+    attempts = files.batch_log(stage.name).parent
+    submitted = files.jobs.stat().st_mtime if files.jobs.exists() else 0.0
+    fatal = [path for path in attempts.glob("attempt-*/fatal-*.json") if path.stat().st_mtime > submitted]
+    crashes = len(list(attempts.glob("attempt-*/crashed")))  # as the job script counts; `resume` forgives them
+    return State.FAILED if fatal or crashes >= stage.max_attempts else State.UNKNOWN
 
 
 def _newest(events: list[Event], kind: str) -> Event | None:

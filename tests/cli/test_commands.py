@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -33,6 +34,13 @@ def test_a_run_has_many_names(text: str, run_dir: RunDir, capsys: pytest.Capture
     states = {stage["name"]: stage["state"] for stage in status["stages"]}
     assert states["train"] == "COMPLETED"
     assert states["export"] == "NOT_SUBMITTED"
+
+
+def test_a_stage_with_a_result_has_ended(run_dir: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its job may still be ending, or be forgotten: the summary's times must not leave it out."""
+    os.utime(run_dir.result("train"), (5000.0, 5000.0))
+    ended = {stage["name"]: stage["ended"] for stage in printed_json(["status", "latest"], capsys)["stages"]}
+    assert (ended["train"], ended["export"]) == (5000.0, None)
 
 
 def test_show_knows_everything(run_dir: RunDir, plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
