@@ -35,6 +35,8 @@ def jobs_in_the_table(user: Any) -> list[str]:
     if table is None:
         return []
     with sqlite3.connect(f"file:{table}?mode=ro", uri=True) as database:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchone():
+            return []  # interrupted before the table was made
         return [row[0] for row in database.execute("SELECT comment FROM jobs ORDER BY id")]
 
 
