@@ -17,6 +17,8 @@ from launcher.states import State
 
 _FAILED = (State.FAILED, State.TIMEOUT, State.NODE_FAIL, State.OUT_OF_MEMORY, State.PREEMPTED)
 
+_EDGE_BYTES = 64 * 1024  # of each event file, at either end
+
 
 @dataclass(frozen=True)
 class StageStatus:
@@ -88,7 +90,7 @@ def refresh(run_dir: Path) -> RunStatus:
     scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir())
     jobs = stage_jobs(plan, scheduler, files)
     events: dict[str, list[Event]] = {}
-    for event in read_events(files.events):
+    for event in read_events(files.events, edge_bytes=_EDGE_BYTES):
         events.setdefault(str(event.get("stage")), []).append(event)
     stages: dict[str, StageStatus] = {}  # in the plan's order: each after those it depends on
     for stage in plan.stages:

@@ -37,8 +37,8 @@ def command(recipe: Path, overrides: tuple[str, ...], site_name: str, as_json: b
     Example:
       swiftlaunch data recipe.toml
     """
+    from launcher.prepare import recipe_file
     from launcher.recipe import load_recipe
-    from launcher.submit import recipe_file
 
     loaded = load_recipe(recipe_file(recipe), overrides)
     data = loaded.recipe.data

@@ -63,7 +63,7 @@ def command(before: str, after: Path, overrides: tuple[str, ...], site_name: str
 
 def _run_of(name: str) -> RunRow | None:
     """The run of that name, or None where only a recipe has it. Raises UserError where neither does."""
-    from launcher.submit import recipe_file
+    from launcher.prepare import recipe_file
 
     try:
         return registry().find(name)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from launcher.prepare import Prepared
     from launcher.registry import Registry, RunRow
-    from launcher.submit import Prepared
 
 
 def _find_run(context: click.Context, parameter: click.Parameter, text: str) -> RunRow | None:
@@ -34,9 +34,9 @@ def prepared(recipe: Path, overrides: tuple[str, ...], site_name: str) -> Prepar
     """Check, plan and render a recipe with this user's home and environment."""
     import os
 
-    from launcher import submit
+    from launcher.prepare import prepare
 
-    return submit.prepare(recipe, overrides=overrides, site_name=site_name, home=Path.home(), environ=os.environ)
+    return prepare(recipe, overrides=overrides, site_name=site_name, home=Path.home(), environ=os.environ)
 
 
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))

@@ -40,7 +40,8 @@ def command(run: RunRow, minutes: int, site_name: str, follow: bool, as_json: bo
       swiftlaunch serve latest --minutes 30 --follow
     """
     from launcher import watch
-    from launcher.submit import serve_again, submit
+    from launcher.prepare import serve_again
+    from launcher.submit import submit
 
     ready = serve_again(watch.load_plan(run.run_dir), chosen_site(site_name or run.site).site, minutes)
     run_id = ready.plan.run_id

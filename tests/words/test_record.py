@@ -76,3 +76,15 @@ def test_secrets_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "secrets.sh"
     write_text(path, "TOKEN=x\n", mode=0o600)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_edges_of_a_long_file(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "train.1.0.jsonl", stage="train", attempt=1, rank=0)
+    recorder.event("attempt_started", 0.0)
+    for step in range(1, 2001):
+        recorder.event("step", float(step), step=step)
+    found = read_events(tmp_path, edge_bytes=2000)
+    assert found[0]["kind"] == "attempt_started"
+    assert found[-1]["step"] == 2000
+    assert len(found) < 60
+    assert len(read_events(tmp_path)) == 2001
