@@ -29,8 +29,8 @@ types: $(STAMP)  ## what runs in jobs also for the oldest Python of containers
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.10 -p launcher.work
 
-fast: $(STAMP)  ## unit and golden tests
-	$(PYTEST) -q -m "unit or golden"
+fast: $(STAMP)  ## unit and golden tests; more at once than there are cores, since many wait for processes
+	$(PYTEST) -q -n 6 --dist worksteal -m "unit or golden"
 
 engines: $(STAMP)  ## the engines' environments and the demo model, kept under ~/.cache/swiftlaunch
 	$(BIN)/swiftlaunch env sync --site local $(ENGINES)
@@ -41,9 +41,9 @@ demo: $(STAMP)  ## the whole chain on this machine, no GPU needed
 	$(BIN)/swiftlaunch models fetch --site local $(MODEL)
 	$(BIN)/swiftlaunch submit recipes/sft-smollm2-cpu.toml --site local --follow
 
-test: lint types engines  ## every test that can run on this machine
+test: lint types fast engines  ## every test that can run on this machine
 	@tests/system-packages.sh slurm
-	$(PYTEST) -m "not gpu"
+	$(PYTEST) -m "slurm or layout or e2e"
 
 cluster:  ## a real Slurm cluster on this machine, to try things on
 	@tests/system-packages.sh slurm

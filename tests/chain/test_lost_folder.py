@@ -25,12 +25,13 @@ def states(user: Any) -> dict[str, str]:
 
 def test_jobs_of_a_deleted_run_can_be_cancelled(user: Any) -> None:
     python = user.root / "python"
-    python.write_text("#!/bin/bash\nexec sleep 600\n")
+    up = user.root / "up"
+    python.write_text(f"#!/bin/bash\ntouch '{up}'\nexec sleep 600\n")
     python.chmod(0o755)
     site = (assets.folder("site") / "local.toml").read_text().replace('"local"', '"here"', 1)
     (user.folder / "here.toml").write_text(site.replace('kind = "locked"', f'kind = "venv", python = "{python}"'))
     run_id = user.swiftlaunch("submit", "recipe.toml", "--site", "here.toml").stdout.strip()
-    until(lambda: "RUNNING" in states(user).values(), user)
+    until(up.exists, user)
     shutil.rmtree(user.home / ".local/share/swiftlaunch/runs" / run_id)
     for command in ("status", "show", "logs", "resume"):
         finished = user.swiftlaunch(command, run_id)
