@@ -1,11 +1,13 @@
 """Where the engines are: the environments and the model that `make engines` built for the local site.
 
-Test helpers read SWIFTLAUNCH_TEST_<ROLE>_PYTHON and SWIFTLAUNCH_TEST_MODEL; what is set already wins.
+Test helpers read SWIFTLAUNCH_TEST_<ROLE>_PYTHON and SWIFTLAUNCH_TEST_MODEL; what is set already wins. Also: signals
+that the tests send to what they start are not ignored, as they would be under nohup or in a background job of a shell.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 from launcher import assets
@@ -21,4 +23,11 @@ def _name_the_engines() -> None:
     os.environ.setdefault("SWIFTLAUNCH_TEST_MODEL", str(Path(site.models_dir) / "smollm2-135m-instruct"))
 
 
+def _heed_signals() -> None:
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+_heed_signals()
 _name_the_engines()
