@@ -59,7 +59,7 @@ def test_a_stop_asks_for_another_attempt(run: Run, cut_model: Path) -> None:
     options = evaluate_options({"path": str(cut_model)}, SUMS, max_new_tokens=4000, perplexity=False)
     process = run.start("evaluate", "transformers", options)
     run.wait_for(lambda: run.events("evaluate", "progress"), process)
-    process.send_signal(signal.SIGUSR2)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     assert not run.files.result("evaluate").exists()
     assert run.events("evaluate", "attempt_ended")[-1]["outcome"] == "requeued"

@@ -70,7 +70,7 @@ def test_quantizing_starts_anew_after_a_stop(run: Run, cut_model: Path) -> None:
     options = quantize_options(cut_model, "gptq")
     process = run.start("quantize", "gptq", options)
     run.wait_for(lambda: run.events("quantize", "progress"), process)
-    process.send_signal(signal.SIGUSR2)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 75
     assert not run.files.artifact("quantize").exists()
     run.finish("quantize", "gptq", options, attempt=2)
