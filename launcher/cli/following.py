@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launcher.cli.messages import if_interrupted, print_json
+import click
+
+from launcher.cli.messages import if_interrupted, print_json, say
+
+if TYPE_CHECKING:
+    from launcher.prepare import Prepared
 
 # Seconds between two looks. Slurm's controller serves a whole centre, the local scheduler this user.
 INTERVAL_SECONDS = {"local": 1.0, "slurm": 10.0}
+
+
+def submit_prepared(ready: Prepared, *, follow: bool, as_json: bool, then: str) -> int:
+    """Submit what was prepared and print the run id; then stay with the run, or say `then`. Returns the exit code."""
+    from launcher.submit import submit
+
+    run_id = ready.plan.run_id
+    with if_interrupted(f"`swiftlaunch status {run_id}` says whether anything was submitted"):
+        row = submit(ready, environ=os.environ)
+    if not as_json:
+        click.echo(run_id)
+    if follow:
+        return follow_run(row.run_dir, run_id, row.scheduler, as_json=as_json)
+    if as_json:
+        print_json({**vars(row), "run_dir": str(row.run_dir)})
+    say(then)
+    return 0
 
 
 def follow_run(run_dir: Path, run_id: str, scheduler: str, *, as_json: bool) -> int:

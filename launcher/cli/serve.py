@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.following import follow_run
-from launcher.cli.messages import if_interrupted, print_json, say
+from launcher.cli.following import submit_prepared
 from launcher.cli.parameters import follow_option, json_option, run_argument, site_option
 from launcher.cli.site_choice import chosen_site
 
@@ -41,17 +39,8 @@ def command(run: RunRow, minutes: int, site_name: str, follow: bool, as_json: bo
     """
     from launcher import watch
     from launcher.prepare import serve_again
-    from launcher.submit import submit
 
     ready = serve_again(watch.load_plan(run.run_dir), chosen_site(site_name or run.site).site, minutes)
     run_id = ready.plan.run_id
-    with if_interrupted(f"`swiftlaunch status {run_id}` says whether anything was submitted"):
-        row = submit(ready, environ=os.environ)
-    if not as_json:
-        click.echo(run_id)
-    if follow:
-        return follow_run(row.run_dir, run_id, row.scheduler, as_json=as_json)
-    if as_json:
-        print_json({**vars(row), "run_dir": str(row.run_dir)})
-    say(f"`swiftlaunch status {run_id} --follow` shows the address; `swiftlaunch cancel {run_id}` ends it")
-    return 0
+    then = f"`swiftlaunch status {run_id} --follow` shows the address; `swiftlaunch cancel {run_id}` ends it"
+    return submit_prepared(ready, follow=follow, as_json=as_json, then=then)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
-from launcher.cli.following import follow_run
-from launcher.cli.messages import if_interrupted, print_json, say
+from launcher.cli.following import submit_prepared
 from launcher.cli.parameters import follow_option, json_option, prepared, recipe_argument, set_option, site_option
 
 
@@ -31,21 +29,12 @@ def command(recipe: Path, overrides: tuple[str, ...], site_name: str, follow: bo
     """
     ready = prepared(recipe, overrides, site_name)
 
-    from launcher.submit import submit
     from launcher.units import counted
     from launcher.view.console import message_console
     from launcher.view.plan_table import show_plan
 
     show_plan(ready.plan, message_console(), why_site=ready.why_site)
     run_id = ready.plan.run_id
-    with if_interrupted(f"`swiftlaunch status {run_id}` says whether anything was submitted"):
-        row = submit(ready, environ=os.environ)
-    if not as_json:
-        click.echo(run_id)
-    if follow:
-        return follow_run(row.run_dir, run_id, row.scheduler, as_json=as_json)
-    if as_json:
-        print_json({**vars(row), "run_dir": str(row.run_dir)})
     submitted = counted(len(ready.plan.stages), "stage")
-    say(f"submitted {submitted}; `swiftlaunch status {run_id} --follow` shows how they go")
-    return 0
+    then = f"submitted {submitted}; `swiftlaunch status {run_id} --follow` shows how they go"
+    return submit_prepared(ready, follow=follow, as_json=as_json, then=then)
