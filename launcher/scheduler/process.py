@@ -27,6 +27,17 @@ class Finished:
     stdout: str
     stderr: str
 
+    @property
+    def last_line(self) -> str:
+        """What it said last, on stderr if it wrote there."""
+        return last_line(self.stderr) or last_line(self.stdout) or "no message"
+
+
+def last_line(text: str) -> str:
+    """The last line that is not blank; "" where there is none."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
 
 class ProcessTimeout(SchedulerError):
     """A process took longer than it was given, and was ended with all its children."""

@@ -10,7 +10,9 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,8 +89,6 @@ def test_all_kinds_of_files_hold_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "d.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([CHAT, CHAT, {"messages": None}]), path)
     report = check_files([path])

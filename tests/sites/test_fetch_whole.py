@@ -34,8 +34,7 @@ def own_python() -> str:
 
 def test_the_whole_way(make_site: MakeSite) -> None:
     python = own_python()
-    if not python:
-        pytest.skip("run `swiftlaunch env sync transformers` first")
+    assert python, "run `swiftlaunch env sync transformers` first"
     # an environment that cannot convert leaves no model, and its download serves the next call
     site = make_site(f'transformers = {{ kind = "venv", python = "{sys.executable}" }}')
     with pytest.raises(EnvironmentFault, match="could not be converted"):
