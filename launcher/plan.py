@@ -62,8 +62,30 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Ranks that do one part of a stage beside other groups: train, sample. Each group is one job step.
+
+    The first group of a stage leads: how it ends is how the stage ends. When an `essential` group fails, the others
+    are ended; any other group is started again up to `max_restarts` times in an attempt, and then done without.
+    """
+
+    name: str
+    worker: str
+    resources: Resources
+    environment: Environment
+    options: dict[str, Json]
+    first_node: int = 0  # index among the stage's nodes of the first that this group runs on
+    essential: bool = True
+    max_restarts: int = 0
+
+
+@dataclass(frozen=True)
 class Stage:
-    """One box of the plan. `worker` names the module of launcher.work that does it."""
+    """One box of the plan. `worker` names the module of launcher.work that does it.
+
+    With `groups`, `worker`, `environment` and `options` are those of the first, and `resources` is the one allocation
+    that the groups divide. With `het` each group has an allocation of its own in one heterogeneous job.
+    """
 
     name: str
     worker: str
@@ -74,6 +96,15 @@ class Stage:
     layout: str = ""  # for people: "PP2", "TP2+SP DP4"
     max_attempts: int = 1
     estimate: Estimate = field(default_factory=Estimate)
+    groups: tuple[Group, ...] = ()
+    het: bool = False
+
+    def group(self, name: str) -> Group:
+        """The group of that name. Raises KeyError."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
 
 
 @dataclass(frozen=True)
@@ -105,8 +136,12 @@ class Plan:
         raise KeyError(name)
 
     def to_json(self) -> str:
-        """Canonical text: the same plan gives the same bytes."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        """Canonical text: the same plan gives the same bytes. A stage of one kind of rank says nothing of groups."""
+        data = dataclasses.asdict(self)
+        for stage in data["stages"]:
+            if not stage["groups"]:
+                del stage["groups"], stage["het"]
+        return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def job_comment(run_id: str, stage: str) -> str:
@@ -126,16 +161,30 @@ def from_json(text: str) -> Plan:
 
 
 def _stage(data: dict[str, Json]) -> Stage:
-    resources = data.pop("resources")
-    environment = data.pop("environment")
-    resources["extra"] = tuple(resources["extra"])
-    environment["modules"] = tuple(environment["modules"])
-    environment["mounts"] = tuple(environment["mounts"])
-    environment["variables"] = tuple((name, value) for name, value in environment["variables"])
-    data["depends_on"] = tuple(data["depends_on"])
     return Stage(
-        resources=Resources(**resources),
-        environment=Environment(**environment),
+        resources=_resources(data.pop("resources")),
+        environment=_environment(data.pop("environment")),
         estimate=Estimate(**data.pop("estimate")),
+        depends_on=tuple(data.pop("depends_on")),
+        groups=tuple(_group(group) for group in data.pop("groups", ())),
+        **data,
+    )
+
+
+def _group(data: dict[str, Json]) -> Group:
+    return Group(
+        resources=_resources(data.pop("resources")), environment=_environment(data.pop("environment")), **data
+    )
+
+
+def _resources(data: dict[str, Json]) -> Resources:
+    return Resources(extra=tuple(data.pop("extra")), **data)
+
+
+def _environment(data: dict[str, Json]) -> Environment:
+    return Environment(
+        modules=tuple(data.pop("modules")),
+        mounts=tuple(data.pop("mounts")),
+        variables=tuple((name, value) for name, value in data.pop("variables")),
         **data,
     )
