@@ -26,7 +26,7 @@ def open_scheduler(kind: str, *, state_dir: Path, machine: Machine | None = None
 
         return LocalScheduler(state_dir, machine=machine)
     if kind == "slurm":
-        from launcher.scheduler.slurm import SlurmScheduler
+        from launcher.scheduler.slurm.client import SlurmScheduler
 
         return SlurmScheduler()
     from launcher.errors import UserError

@@ -30,6 +30,7 @@ class Job:
     started: float | None = None
     ended: float | None = None
     comment: str = ""
+    expected: float | None = None  # when the scheduler expects a waiting job to start
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,20 @@ class Scheduler(Protocol):
         """Hand in a batch script; returns the job id. `array` is sbatch's --array text, "0-9%2"."""
         ...
 
-    def jobs(self, ids: Sequence[str]) -> dict[str, Job]:
+    def jobs(self, ids: Sequence[str], *, since: float | None = None) -> dict[str, Job]:
         """The jobs of these ids in one refresh; an id that the scheduler does not know is UNKNOWN.
 
-        The bare id of an array gives all its tasks as one job (see `whole_array`).
+        The bare id of an array gives all its tasks as one job (see `whole_array`). `since` (Unix seconds): none of
+        them was submitted before.
         """
         ...
 
-    def find(self, comment: str) -> list[Job]:
-        """All jobs that were submitted with this --comment, oldest first."""
+    def find(self, comment: str, *, since: float | None = None) -> list[Job]:
+        """All jobs that were submitted with this --comment, oldest first; `since` as for `jobs`."""
+        ...
+
+    def find_all(self, comments: Sequence[str], *, since: float | None = None) -> dict[str, list[Job]]:
+        """As `find`, for several comments in one refresh."""
         ...
 
     def cancel(self, ids: Sequence[str]) -> None:
@@ -103,5 +109,6 @@ def whole_array(array_id: str, tasks: Sequence[Job]) -> Job:
         submitted=min(submitted, default=None),
         started=min(started, default=None),
         ended=max(ended, default=None) if worst.state.terminal else None,
+        expected=min((task.expected for task in tasks if task.expected is not None), default=None),
         comment=next((task.comment for task in tasks if task.comment), ""),  # accounting learns it at the end
     )

@@ -11,7 +11,7 @@ import pytest
 from launcher.errors import SchedulerError, UserError
 from launcher.scheduler import open_scheduler
 from launcher.scheduler.base import Job, Scheduler, whole_array
-from launcher.scheduler.slurm import merge, parse_sacct, parse_squeue, pick
+from launcher.scheduler.slurm.text import merge, parse_sacct, parse_squeue, pick
 from launcher.states import State
 
 pytestmark = pytest.mark.unit
@@ -204,13 +204,41 @@ def test_a_submission_that_was_not_confirmed_and_is_not_there(commands: Path, sc
 def test_a_controller_that_stays_away_is_not_asked_for_jobs(
     commands: Path, script: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.scheduler.slurm._RECOVERY_SECONDS", 1.5)
+    monkeypatch.setattr("launcher.scheduler.slurm.client._RECOVERY_SECONDS", 1.5)
     _command(commands, "sbatch", LOST)
     _command(commands, "scontrol", "echo 'Slurmctld(primary) at vm is DOWN'; exit 1")
     with pytest.raises(SchedulerError, match="Socket timed out") as raised:
         _slurm().submit(script)
     assert "still does not answer" in raised.value.hint
     assert not (commands / "squeue.args").exists()
+
+
+BUSY = 'if [ -e {mark} ]; then {then}; else : >{mark}; echo "{says}" >&2; exit 1; fi'
+
+
+def test_a_busy_controller_is_asked_again(commands: Path, script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.scheduler.slurm.ask.wait", lambda seconds: None)
+    _command(commands, "scontrol", "echo 'Slurmctld(primary) at vm is UP'")
+    _command(commands, "sacct", "")
+    turned_away = "sbatch: error: Batch job submission failed: Resource temporarily unavailable"
+    _command(commands, "sbatch", BUSY.format(mark=commands / "asked", says=turned_away, then="echo 42"))
+    assert _slurm().submit(script) == "42"
+    assert len((commands / "sbatch.args").read_text().splitlines()) == 2
+    for number, says in enumerate(("RPC rate limit exceeded", "Socket timed out on send/recv operation")):
+        line = "echo '7|RUNNING|N/A|N/A|n1|None|n|c'"
+        _command(commands, "squeue", BUSY.format(mark=commands / f"asked-{number}", says=says, then=line))
+        assert _slurm().jobs(["7"])["7"].state is State.RUNNING
+        assert len((commands / "squeue.args").read_text().splitlines()) == 2 * number + 2
+
+
+def test_patience_with_a_busy_controller_ends(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.scheduler.slurm.ask._PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("launcher.scheduler.slurm.ask._FIRST_PAUSE_SECONDS", 0.05)
+    _command(commands, "squeue", "echo 'slurm_load_jobs error: RPC rate limit exceeded' >&2; exit 1")
+    with pytest.raises(SchedulerError, match="rate limit") as raised:
+        _slurm().jobs(["7"])
+    assert "too much to do" in raised.value.hint
+    assert len((commands / "squeue.args").read_text().splitlines()) > 1
 
 
 def test_a_refusal_is_not_looked_for(commands: Path, script: Path) -> None:
@@ -230,7 +258,8 @@ def test_one_refresh_is_one_squeue_and_one_sacct(commands: Path) -> None:
     assert _slurm().jobs(["7"])["7"].state is State.RUNNING
 
 
-def test_a_queue_that_does_not_answer_ends_no_job(commands: Path) -> None:
+def test_a_queue_that_does_not_answer_ends_no_job(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.scheduler.slurm.ask._PATIENCE_SECONDS", 0.2)
     _command(commands, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     for answer, said in (("is UP'", "try again"), ("is DOWN'; exit 1", "does not answer")):
         _command(commands, "scontrol", f"echo 'Slurmctld(primary) at vm {answer}")

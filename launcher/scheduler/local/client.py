@@ -74,13 +74,17 @@ class LocalScheduler:
         launch.start_supervisor(self._state_dir)
         return str(ids[0])
 
-    def jobs(self, ids: Sequence[str]) -> dict[str, Job]:
+    def jobs(self, ids: Sequence[str], *, since: float | None = None) -> dict[str, Job]:
         """See Scheduler.jobs. Starts the supervisor where one was killed while there is work."""
         self._pick_up()
         found = self._table.by_ids(ids)
         return {job_id: _job(job_id, found[job_id]) for job_id in ids}
 
-    def find(self, comment: str) -> list[Job]:
+    def find_all(self, comments: Sequence[str], *, since: float | None = None) -> dict[str, list[Job]]:
+        """See Scheduler.find_all."""
+        return {comment: self.find(comment) for comment in comments}
+
+    def find(self, comment: str, *, since: float | None = None) -> list[Job]:
         """See Scheduler.find."""
         self._pick_up()
         whole: dict[str, list[Row]] = {}

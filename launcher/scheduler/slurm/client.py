@@ -1,0 +1,199 @@
+"""The Slurm client: sbatch, squeue, sacct, scancel, for all jobs of a refresh together."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from launcher.errors import SchedulerError, UserError
+from launcher.scheduler.base import Job
+from launcher.scheduler.local.script import parse_script
+from launcher.scheduler.process import Finished
+from launcher.scheduler.slurm import ask
+from launcher.scheduler.slurm.text import (
+    SACCT_FIELDS,
+    SQUEUE_FORMAT,
+    Outlook,
+    master,
+    merge,
+    parse_sacct,
+    parse_squeue,
+    parse_test_only,
+    pick,
+)
+from launcher.states import State
+
+_SECONDS_PER_DAY = 86400
+_HISTORY_DAYS = 90  # how far back a job is looked for whose time of submission is not known
+# without this list sacct leaves out jobs that were cancelled before they could have started (seen with 22.05)
+_ALL_STATES = "BF,CA,CD,DL,F,NF,OOM,PD,PR,R,RQ,RS,RV,S,TO"
+_RECOVERY_SECONDS = 60.0  # how long a controller that hangs is waited for after a submission
+_BUSY_TRIES = 5  # of a submission that a busy controller turns away
+_CLOCK_SKEW_SECONDS = 30.0  # between this computer and the controller
+_FRESH_SECONDS = 1.0  # nothing ends and is forgotten so soon: MinJobAge is at least two seconds
+
+
+class SlurmScheduler:
+    """Jobs of a Slurm cluster. Each refresh is one squeue and one sacct, for all jobs together."""
+
+    def __init__(self) -> None:
+        self._submitted: dict[str, float] = {}  # our own submissions, by time.monotonic()
+
+    def submit(
+        self, script: Path, *, depends_on: Sequence[str] = (), dependency_kind: str = "afterok", array: str = ""
+    ) -> str:
+        """See Scheduler.submit.
+
+        A submission that the controller did not confirm is looked for by its comment, and never made twice: raises
+        SchedulerError where it could not be found in a minute.
+        """
+        words = ["sbatch", "--parsable"]
+        if wanted := self._unmet(script, depends_on, dependency_kind):
+            words.append(f"--dependency={':'.join([dependency_kind, *wanted])}")
+        if array:
+            words.append(f"--array={array}")
+        job_id = self._sbatch(script, [*words, str(script)])
+        self._submitted[job_id] = time.monotonic()
+        return job_id
+
+    def _sbatch(self, script: Path, words: Sequence[str]) -> str:
+        begun = time.time()
+        for pause in range(_BUSY_TRIES):
+            answer = ask.ask_once(words)
+            job_id = answer.stdout.strip().partition(";")[0]
+            if answer.returncode == 0 and re.fullmatch(r"\d+", job_id):
+                return job_id
+            if ask.NO_ANSWER.search(answer.stderr):
+                return self._submitted_after_all(script, answer, begun)
+            if not ask.BUSY.search(answer.stderr):
+                break
+            ask.wait(2**pause)  # it was turned away before anything was done
+        raise ask.failure("sbatch", answer, where=str(script))
+
+    def _unmet(self, script: Path, depends_on: Sequence[str], kind: str) -> list[str]:
+        """The jobs of `depends_on` that sbatch has to be told of.
+
+        slurmctld takes an id that it has forgotten for one that is met, even if that job failed: we look first.
+        """
+        lately = time.monotonic() - _FRESH_SECONDS
+        fresh = [job_id for job_id in depends_on if self._submitted.get(job_id, lately) > lately]
+        jobs = self.jobs([job_id for job_id in depends_on if job_id not in fresh]).values()
+        failed = [job for job in jobs if job.state.terminal and not job.state.succeeded and kind == "afterok"]
+        if failed:
+            text = ", ".join(f"{job.job_id} ({job.state.value})" for job in failed)
+            raise UserError(f"depends on jobs that have not succeeded: {text}", where=str(script))
+        if unknown := [job.job_id for job in jobs if job.state is State.UNKNOWN]:
+            raise SchedulerError(
+                f"depends on jobs that Slurm does not know: {', '.join(unknown)}",
+                where=str(script),
+                hint="Slurm would take them for done; cancel the stage they belong to and resume",
+            )
+        needed = [job.job_id for job in jobs if not (job.state.terminal and kind in ("afterok", "afterany"))]
+        return [job_id for job_id in depends_on if job_id in needed or job_id in fresh]
+
+    def _submitted_after_all(self, script: Path, answer: Finished, begun: float) -> str:
+        """The id of a job whose submission was not confirmed. `begun` is Unix seconds."""
+        comment = parse_script(script.read_text(encoding="utf-8"), where=str(script)).comment
+        earliest = begun - _CLOCK_SKEW_SECONDS
+        deadline = time.monotonic() + _RECOVERY_SECONDS
+        looks = 3  # a controller that answers again may still have the submission to do
+        while comment and looks and time.monotonic() < deadline:
+            if ask.controller_answers():
+                with suppress(SchedulerError):  # it hangs again
+                    found = [job for job in self.find(comment, since=earliest) if (job.submitted or 0.0) > earliest]
+                    if found:
+                        return found[-1].job_id
+                    looks -= 1
+            time.sleep(1)
+        raise SchedulerError(
+            ask.said("sbatch", answer),
+            where=str(script),
+            hint="the job may exist all the same: `swiftlaunch status` finds it, `swiftlaunch resume` submits what is "
+            "missing; " + ("Slurm answers again" if not looks else "Slurm's controller still does not answer"),
+        )
+
+    def jobs(self, ids: Sequence[str], *, since: float | None = None) -> dict[str, Job]:
+        """See Scheduler.jobs.
+
+        Without accounting (no sacct) a job is known until the controller forgets it, MinJobAge after its end, and
+        UNKNOWN afterwards.
+        """
+        if not ids:
+            return {}
+        _check_ids(ids)
+        masters = ",".join(sorted({master(job_id) for job_id in ids}, key=int))
+        known = merge(self._squeue([f"--jobs={masters}"]), self._sacct([f"--jobs={masters}"], since))
+        return {job_id: pick(job_id, known) for job_id in ids}
+
+    def find(self, comment: str, *, since: float | None = None) -> list[Job]:
+        """See Scheduler.find."""
+        return self.find_all([comment], since=since)[comment]
+
+    def find_all(self, comments: Sequence[str], *, since: float | None = None) -> dict[str, list[Job]]:
+        """See Scheduler.find_all. Looks at this user's jobs, without `since` those of the last 90 days.
+
+        Where Slurm does not store comments, jobs are found for as long as the controller remembers them.
+        """
+        if not comments:
+            return {}
+        known = merge(self._squeue(["--me"]), self._sacct(["--endtime=now", f"--state={_ALL_STATES}"], since))
+        found: dict[str, list[Job]] = {}
+        for comment in comments:
+            ids = {master(job.job_id) for job in known if job.comment == comment}
+            jobs = [pick(job_id, known) for job_id in sorted(ids, key=int)]
+            found[comment] = sorted(jobs, key=lambda job: job.submitted or 0.0)  # ids may start again from 1
+        return found
+
+    def test(self, script: str) -> Outlook:
+        """What Slurm says of a script's text without making a job of it; its dependencies are not in it."""
+        with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as file:
+            file.write(script)
+            file.flush()
+            answer = ask.ask(["sbatch", "--test-only", file.name])
+        if answer.returncode != 0 and (ask.NO_ANSWER.search(answer.stderr) or ask.BUSY.search(answer.stderr)):
+            raise ask.failure("sbatch --test-only", answer)
+        return parse_test_only(answer.returncode, answer.stderr)
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """See Scheduler.cancel."""
+        if not ids:
+            return
+        _check_ids(ids)  # scancel cancels none if one is malformed
+        answer = ask.ask(["scancel", *ids])
+        if answer.returncode != 0 and not _only_ended(answer.stderr):
+            raise ask.failure("scancel", answer)
+
+    def _squeue(self, which: Sequence[str]) -> list[Job]:
+        # all states: for a while the controller knows how a job ended, where accounting lags or is missing
+        answer = ask.ask(["squeue", "-h", "-r", "--states=all", "-o", SQUEUE_FORMAT, *which])
+        if answer.returncode != 0 and "Invalid job id" not in answer.stderr:  # one id asked for, and it is forgotten
+            raise ask.failure("squeue", answer)
+        return parse_squeue(answer.stdout)
+
+    def _sacct(self, which: Sequence[str], since: float | None) -> list[Job]:
+        try:
+            answer = ask.ask(["sacct", "-P", "-n", "-D", "-X", "-S", _start(since), "-o", SACCT_FIELDS, *which])
+        except SchedulerError:
+            return []  # some sites have no accounting: squeue alone has to do
+        return parse_sacct(answer.stdout) if answer.returncode == 0 else []
+
+
+def _start(since: float | None) -> str:
+    """sacct's --starttime: without one it looks at today's jobs alone."""
+    earliest = time.time() - _HISTORY_DAYS * _SECONDS_PER_DAY if since is None else since - _CLOCK_SKEW_SECONDS
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(earliest))
+
+
+def _check_ids(ids: Sequence[str]) -> None:
+    wrong = [job_id for job_id in ids if not re.fullmatch(r"\d+([_+]\d+)?", job_id)]
+    if wrong:
+        raise UserError(f"not a Slurm job id: {', '.join(map(repr, wrong))}", hint="ids look like 12, 12_3 or 12+1")
+
+
+def _only_ended(stderr: str) -> bool:
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    return all("Invalid job id" in line or "already completing or completed" in line for line in lines)
