@@ -35,7 +35,7 @@ class DataReport:
 
     rows: int  # usable ones
     bad_rows: int
-    format: str  # messages, prompt_completion or text; "" where no row could be read
+    format: str  # messages, prompt_completion, text, preference or kto; "" where no row could be read
     faults: tuple[Fault, ...]  # at most MOST_FAULTS, MOST_ALIKE of a reason, in the order of the files
     duplicates: int  # rows equal to an earlier one
     sha256: str  # of the files' contents in their order; names do not matter
@@ -78,9 +78,10 @@ def check_files(
                     continue
                 text = row_text(row)
                 seen.append(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big"))
-                characters.add(len(text))
+                longest = longest_sequence(row)
+                characters.add(len(longest))
                 if count_tokens is not None:
-                    count = count_tokens(text)
+                    count = count_tokens(longest)
                     tokens.add(count)
                     too_long += limit_tokens is not None and count > limit_tokens
             if len(seen) + bad_rows == before:
@@ -114,10 +115,21 @@ def _counted(faults: list[Fault], alike: Counter[str]) -> Iterator[Fault]:
 
 
 def row_text(row: Row) -> str:
-    """All text of a row, its parts on lines of their own: what lengths and duplicates are measured by."""
-    if "messages" in row:
-        return "\n".join(f"{turn['role']}\n{turn['content']}" for turn in row["messages"])
-    return "\n".join(row.values())
+    """All text of a row, its parts on lines of their own: what duplicates are found by."""
+    return "\n".join(_turns_text(value) if isinstance(value, list) else str(value) for value in row.values())
+
+
+def longest_sequence(row: Row) -> str:
+    """The longest text that a model is shown of a row at once: of two answers the longer one with the prompt."""
+    if "rejected" in row:
+        return _turns_text(row["prompt"]) + "\n" + max(row["chosen"], row["rejected"], key=len)
+    if "label" in row:
+        return _turns_text(row["prompt"]) + "\n" + str(row["completion"])
+    return row_text(row)
+
+
+def _turns_text(turns: Sequence[Mapping[str, str]]) -> str:
+    return "\n".join(f"{turn['role']}\n{turn['content']}" for turn in turns)
 
 
 def hash_parameters(parameters: Mapping[str, Any]) -> str:

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 from launcher.errors import Fault, InputError, UserError
 
 Row = dict[str, Any]
-"""{"messages": [{"role", "content"}, ...]} or {"prompt", "completion"} or {"text"}; all values are texts."""
+"""One of {"messages": [{"role", "content"}, ...]}, {"prompt", "completion"}, {"text"}, all values texts;
+{"prompt": [{"role", "content"}, ...], "chosen", "rejected"}: two answers in texts, the better one named;
+{"prompt": [...], "completion", "label"}: one answer and whether it is wanted."""
 
-FORMATS = ("auto", "messages", "prompt_completion", "text")
+FORMATS = ("auto", "messages", "prompt_completion", "text", "preference", "kto")
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -29,8 +31,17 @@ _COLUMNS = {
     "prompt": ("prompt", "question", "instruction"),
     "completion": ("completion", "response", "answer", "output"),
     "text": ("text", "content"),
+    "chosen": ("chosen",),
+    "rejected": ("rejected",),
+    "label": ("label",),
 }
-_PARTS = {"messages": ("messages",), "prompt_completion": ("prompt", "completion"), "text": ("text",)}
+PARTS = {
+    "preference": ("prompt", "chosen", "rejected"),
+    "kto": ("prompt", "completion", "label"),
+    "messages": ("messages",),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+}
 _CHUNK = 1 << 20  # characters
 
 
@@ -57,7 +68,8 @@ def read_rows(
 ) -> Iterator[Row]:
     """The rows of the files, in order.
 
-    `columns` maps messages, prompt, completion or text to a column's name; None stands for the usual name.
+    `columns` maps a part (messages, prompt, completion, text, chosen, rejected, label) to a column's name; None
+    stands for the usual name.
     Raises InputError (file:line and reason) at the first row that cannot be used; UserError without pyarrow; OSError
     as it comes, since a job on a shared file system may have more luck next time.
     """
@@ -88,17 +100,21 @@ class Shape:
             raise ValueError(f"format {self.format!r} is not one of {', '.join(FORMATS)}")
 
     def row(self, record: object) -> Row:
-        """The record in one of the three shapes. Raises BadRow."""
+        """The record in one of the shapes. Raises BadRow."""
         if isinstance(record, BadRow):
             raise record
         if not isinstance(record, dict):
             raise BadRow(f"is {_kind(record)}, not an object with named columns")
         kind, names = (self.kind, self.names) if self.kind else self._recognise(record)
         for part, name in names.items():
-            if name not in record:
+            if name not in record and not (kind == "preference" and part == "prompt"):
                 raise BadRow(f"has no column {name!r} for the {part}; it has {_listed(record)}")
         if kind == "messages":
             row: Row = {"messages": _messages(record[names["messages"]])}
+        elif kind == "preference":
+            row = _preference(record, names)
+        elif kind == "kto":
+            row = _judged(record, names)
         else:
             row = {part: _text(record[name], name) for part, name in names.items()}
             if names.get("prompt") == "instruction" and record.get("input"):  # Alpaca's second half of the prompt
@@ -108,15 +124,19 @@ class Shape:
 
     def _recognise(self, record: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
         given = {part: name for part, name in (self.columns or {}).items() if name}
-        for kind, parts in _PARTS.items():
+        for kind, parts in PARTS.items():
             if self.format not in ("auto", kind) or (given and not any(part in given for part in parts)):
                 continue
             names = {part: given.get(part) or _first(record, _COLUMNS[part]) for part in parts}
+            if kind == "preference":  # the prompt may be part of the two conversations
+                names["prompt"] = names["prompt"] or "prompt"
+            if self.format == "auto" and kind == "kto" and not isinstance(record.get(names["label"]), bool):
+                continue  # columns called "label" hold classes elsewhere
             if all(names.values()):
                 return kind, names
-        wanted = (
-            self.format.replace("_", " and ") if self.format != "auto" else "messages, prompt and completion, or text"
-        )
+        wanted = "messages, prompt and completion, text, chosen and rejected, or prompt, completion and label"
+        if self.format != "auto":
+            wanted = " and ".join(PARTS[self.format])
         raise BadRow(f"has no columns for {wanted}; it has {_listed(record)} (name them under data.columns)")
 
 
@@ -129,9 +149,54 @@ def _listed(record: Mapping[str, Any]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "none"
 
 
-def _messages(value: object) -> list[dict[str, str]]:
+def _preference(record: Mapping[str, Any], names: Mapping[str, str]) -> Row:
+    """Prompt and two answers, given as texts, as messages, or as two conversations that part at their last message."""
+    prompt = _prompt(record[names["prompt"]], names["prompt"]) if names["prompt"] in record else []
+    before, chosen = _answer(record[names["chosen"]], names["chosen"])
+    also_before, rejected = _answer(record[names["rejected"]], names["rejected"])
+    if before != also_before:
+        raise BadRow(f"{names['chosen']} and {names['rejected']} differ before their last message")
+    if not before and not prompt:
+        raise BadRow(f"has no {names['prompt']}, and {names['chosen']} holds the answer alone")
+    return {"prompt": before or prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _judged(record: Mapping[str, Any], names: Mapping[str, str]) -> Row:
+    """Prompt, one answer, and whether it is wanted: true or false, also written as 1 or 0 or as a text in CSV."""
+    before, completion = _answer(record[names["completion"]], names["completion"])
+    label = record[names["label"]]
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if not isinstance(label, bool):
+        found = words.get(str(label).strip().lower()) if isinstance(label, (str, int)) else None
+        if found is None:
+            raise BadRow(f"{names['label']} is {label!r:.40}, not true or false")
+        label = found
+    return {
+        "prompt": before or _prompt(record[names["prompt"]], names["prompt"]),
+        "completion": completion,
+        "label": label,
+    }
+
+
+def _prompt(value: object, name: str) -> list[dict[str, str]]:
+    """A prompt as messages; a text is the user's."""
+    if isinstance(value, list):
+        return _messages(value, name, last="")
+    return [{"role": "user", "content": _text(value, name)}]
+
+
+def _answer(value: object, name: str) -> tuple[list[dict[str, str]], str]:
+    """The messages before an answer, where it is given as messages, and the answer."""
+    if isinstance(value, list):
+        turns = _messages(value, name)
+        return turns[:-1], turns[-1]["content"]
+    return [], _text(value, name)
+
+
+def _messages(value: object, name: str = "messages", last: str = "assistant") -> list[dict[str, str]]:
+    """Turns with roles as chat templates know them; the last one is of the role `last`, if that is given."""
     if not isinstance(value, list) or not value:
-        raise BadRow(f"messages is {_kind(value)}, not a list of messages" if value else "messages is empty")
+        raise BadRow(f"{name} is {_kind(value)}, not a list of messages" if value else f"{name} is empty")
     turns = []
     for number, turn in enumerate(value, start=1):
         if not isinstance(turn, dict):
@@ -144,8 +209,10 @@ def _messages(value: object) -> list[dict[str, str]]:
         if key not in turn:
             raise BadRow(f"message {number} has no {key}")
         turns.append({"role": known, "content": _text(turn[key], f"{key} of message {number}")})
-    if turns[-1]["role"] != "assistant":
-        raise BadRow(f"ends with the {turns[-1]['role']}'s message, not with the assistant's")
+    if last and turns[-1]["role"] != last:
+        raise BadRow(f"ends with the {turns[-1]['role']}'s message, not with the {last}'s")
+    if not last and turns[-1]["role"] == "assistant":
+        raise BadRow(f"{name} ends with the assistant's message, which belongs to the answer")
     return turns
 
 

@@ -27,7 +27,8 @@ _TRIES_PER_PROBLEM = 20  # a task whose problems repeat more than this is too sm
 class Problem:
     """One row. `messages` is what the model is given, `answer` what it should write next.
 
-    A row of plain text has no messages; its text is the answer. `entry` is reasoning-gym's own record.
+    A row of plain text has no messages; its text is the answer. `entry` is reasoning-gym's own record. Of two
+    answers `answer` is the better one and `rejected` the other; `wanted` is a person's verdict on a single answer.
     """
 
     id: str
@@ -35,6 +36,8 @@ class Problem:
     answer: str
     task: str = ""
     entry: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    rejected: str | None = None
+    wanted: bool | None = None
 
     @property
     def conversation(self) -> list[Message]:
@@ -81,6 +84,8 @@ def fingerprint(rows: list[Problem]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row.conversation, sort_keys=True, ensure_ascii=False).encode())
+        if row.rejected is not None or row.wanted is not None:
+            digest.update(json.dumps([row.rejected, row.wanted], ensure_ascii=False).encode())
         digest.update(b"\n")
     return digest.hexdigest()
 
@@ -164,7 +169,12 @@ def _rows(data: Mapping[str, Any], split: Split, form: str) -> Iterator[Problem]
 
     for index, row in enumerate(read_rows(data.get(split) or [], form, data.get("columns"))):
         name = f"{split}:{index}"
-        if "messages" in row:
+        if "rejected" in row:
+            yield Problem(name, tuple(row["prompt"]), row["chosen"], rejected=row["rejected"])
+        elif "label" in row:
+            if row["label"] or split == "train":  # nobody is scored by how well they repeat a bad answer
+                yield Problem(name, tuple(row["prompt"]), row["completion"], wanted=row["label"])
+        elif "messages" in row:
             turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in row["messages"]]
             yield Problem(name, tuple(turns[:-1]), turns[-1]["content"])
         elif "completion" in row:
