@@ -116,15 +116,15 @@ def _counted(faults: list[Fault], alike: Counter[str]) -> Iterator[Fault]:
 
 def row_text(row: Row) -> str:
     """All text of a row, its parts on lines of their own: what duplicates are found by."""
-    return "\n".join(_turns_text(value) if isinstance(value, list) else str(value) for value in row.values())
+    return "\n".join(_turns_text(part) if isinstance(part, list) else str(part) for part in row.values())
 
 
 def longest_sequence(row: Row) -> str:
     """The longest text that a model is shown of a row at once: of two answers the longer one with the prompt."""
     if "rejected" in row:
-        return _turns_text(row["prompt"]) + "\n" + max(row["chosen"], row["rejected"], key=len)
+        return f"{_turns_text(row['prompt'])}\n{max(row['chosen'], row['rejected'], key=len)}"
     if "label" in row:
-        return _turns_text(row["prompt"]) + "\n" + str(row["completion"])
+        return f"{_turns_text(row['prompt'])}\n{row['completion']}"
     return row_text(row)
 
 
