@@ -128,8 +128,18 @@ def longest_sequence(row: Row) -> str:
     return row_text(row)
 
 
-def _turns_text(turns: Sequence[Mapping[str, str]]) -> str:
-    return "\n".join(f"{turn['role']}\n{turn['content']}" for turn in turns)
+def _turns_text(turns: Sequence[Mapping[str, Any]]) -> str:
+    """Messages with their calls of tools; descriptions of tools, which have no role, as JSON."""
+    return "\n".join(
+        f"{turn['role']}\n{turn['content']}{_json(turn['tool_calls']) if 'tool_calls' in turn else ''}"
+        if "role" in turn
+        else _json(turn)
+        for turn in turns
+    )
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def hash_parameters(parameters: Mapping[str, Any]) -> str:

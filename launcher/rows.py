@@ -18,7 +18,11 @@ from launcher.errors import Fault, InputError, UserError
 Row = dict[str, Any]
 """One of {"messages": [{"role", "content"}, ...]}, {"prompt", "completion"}, {"text"}, all values texts;
 {"prompt": [{"role", "content"}, ...], "chosen", "rejected"}: two answers in texts, the better one named;
-{"prompt": [...], "completion", "label"}: one answer and whether it is wanted."""
+{"prompt": [...], "completion", "label"}: one answer and whether it is wanted.
+
+A message may also have `weight` (0: the assistant said it, but it is not learnt), `tool_calls` ([{"type": "function",
+"function": {"name", "arguments"}}]), `name`, `tool_call_id` and `reasoning_content`. A row of messages may have
+`tools`, a list of JSON schemas."""
 
 FORMATS = ("auto", "messages", "prompt_completion", "text", "preference", "kto")
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -42,6 +46,8 @@ PARTS = {
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
 }
+_TEXTS_BESIDE = ("name", "tool_call_id", "reasoning_content")  # of a message, handed to the chat template
+_WEIGHTS = ("weight", "loss", "train")  # whether a message is learnt, as OpenAI, ms-swift and Axolotl write it
 _CHUNK = 1 << 20  # characters
 
 
@@ -111,6 +117,10 @@ class Shape:
                 raise BadRow(f"has no column {name!r} for the {part}; it has {_listed(record)}")
         if kind == "messages":
             row: Row = {"messages": _messages(record[names["messages"]])}
+            if all(turn.get("weight") == 0 for turn in row["messages"] if turn["role"] == "assistant"):
+                raise BadRow("has no message to learn: all of the assistant's have the weight 0")
+            if record.get("tools"):
+                row["tools"] = _tools(record["tools"])
         elif kind == "preference":
             row = _preference(record, names)
         elif kind == "kto":
@@ -193,27 +203,84 @@ def _answer(value: object, name: str) -> tuple[list[dict[str, str]], str]:
     return [], _text(value, name)
 
 
-def _messages(value: object, name: str = "messages", last: str = "assistant") -> list[dict[str, str]]:
+def _messages(value: object, name: str = "messages", last: str = "assistant") -> list[dict[str, Any]]:
     """Turns with roles as chat templates know them; the last one is of the role `last`, if that is given."""
     if not isinstance(value, list) or not value:
         raise BadRow(f"{name} is {_kind(value)}, not a list of messages" if value else f"{name} is empty")
-    turns = []
-    for number, turn in enumerate(value, start=1):
-        if not isinstance(turn, dict):
-            raise BadRow(f"message {number} is {_kind(turn)}, not an object with role and content")
-        sharegpt = "from" in turn and "role" not in turn
-        role, key = (turn["from"], "value") if sharegpt else (turn.get("role"), "content")
-        known = (_SHAREGPT_ROLES if sharegpt else _ROLES).get(role) if isinstance(role, str) else None
-        if known is None:
-            raise BadRow(f"message {number} has the role {role!r}, not system, user, assistant or tool")
-        if key not in turn:
-            raise BadRow(f"message {number} has no {key}")
-        turns.append({"role": known, "content": _text(turn[key], f"{key} of message {number}")})
+    turns = [_turn(turn, number) for number, turn in enumerate(value, start=1)]
     if last and turns[-1]["role"] != last:
         raise BadRow(f"ends with the {turns[-1]['role']}'s message, not with the {last}'s")
     if not last and turns[-1]["role"] == "assistant":
         raise BadRow(f"{name} ends with the assistant's message, which belongs to the answer")
     return turns
+
+
+def _turn(turn: object, number: int) -> dict[str, Any]:
+    """One message: role and content, and what else chat templates and the loss know of it."""
+    if not isinstance(turn, dict):
+        raise BadRow(f"message {number} is {_kind(turn)}, not an object with role and content")
+    sharegpt = "from" in turn and "role" not in turn
+    role, key = (turn["from"], "value") if sharegpt else (turn.get("role"), "content")
+    known = (_SHAREGPT_ROLES if sharegpt else _ROLES).get(role) if isinstance(role, str) else None
+    if known is None:
+        raise BadRow(f"message {number} has the role {role!r}, not system, user, assistant or tool")
+    calls = _tool_calls(turn["tool_calls"], number) if known == "assistant" and turn.get("tool_calls") else []
+    if key not in turn and not calls:
+        raise BadRow(f"message {number} has no {key}")
+    content = turn.get(key)
+    wordless = (calls and content in (None, "")) or (known == "tool" and content == "")
+    found: dict[str, Any] = {
+        "role": known,
+        "content": "" if wordless else _text(content, f"{key} of message {number}"),
+    }
+    if calls:
+        found["tool_calls"] = calls
+    for beside in _TEXTS_BESIDE:
+        if turn.get(beside):
+            found[beside] = _text(turn[beside], f"{beside} of message {number}")
+    if (weight := _weight(turn, number)) is not None:
+        if weight and known != "assistant":
+            raise BadRow(f"message {number} is the {known}'s and cannot be learnt: only the assistant's are")
+        found["weight"] = weight
+    return found
+
+
+def _weight(turn: Mapping[str, Any], number: int) -> int | None:
+    """Whether the message counts in the loss: 1 or 0; None where the row does not say."""
+    for name in _WEIGHTS:
+        if turn.get(name) is not None:
+            if turn[name] not in (0, 1):  # true and false are 1 and 0
+                raise BadRow(f"{name} of message {number} is {turn[name]!r:.40}, not 0 or 1")
+            return int(turn[name])
+    return None
+
+
+def _tool_calls(value: object, number: int) -> list[dict[str, Any]]:
+    """Calls as chat templates take them: arguments are an object, also where the file holds them as JSON in a text."""
+    if not isinstance(value, list):
+        raise BadRow(f"tool_calls of message {number} is {_kind(value)}, not a list")
+    calls = []
+    for call in value:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRow(f"tool_calls of message {number} names no function")
+        arguments = function.get("arguments") or {}
+        if isinstance(arguments, str):
+            arguments = _parse(arguments)
+        if not isinstance(arguments, dict):
+            raise BadRow(f"arguments of {function['name']} in message {number} are not an object")
+        identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        calls.append({**identity, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
+    return calls
+
+
+def _tools(value: object) -> list[dict[str, Any]]:
+    """Descriptions of tools, a list of JSON schemas, also where the file holds them as JSON in a text."""
+    if isinstance(value, str):
+        value = _parse(value)
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise BadRow("tools is not a list of descriptions of functions")
+    return value
 
 
 def _text(value: object, name: str) -> str:

@@ -10,14 +10,14 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from launcher.errors import WorkerError
 
 Split = Literal["train", "evaluation"]
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+Message = dict[str, Any]  # as rows.Row has it: {"role": "system" | "user" | "assistant" | "tool", "content": ...}
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")  # 1,234 is one, "1,2,3" are three
 _TRIES_PER_PROBLEM = 20  # a task whose problems repeat more than this is too small to hold data out
@@ -29,6 +29,8 @@ class Problem:
 
     A row of plain text has no messages; its text is the answer. `entry` is reasoning-gym's own record. Of two
     answers `answer` is the better one and `rejected` the other; `wanted` is a person's verdict on a single answer.
+    `tools` are descriptions of what the model may call; `beside` is what the answer holds beside its text: tool_calls,
+    reasoning_content. `silent` numbers the assistant's turns of the conversation that are not to be learnt.
     """
 
     id: str
@@ -38,21 +40,30 @@ class Problem:
     entry: Mapping[str, Any] = field(default_factory=dict, compare=False)
     rejected: str | None = None
     wanted: bool | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    silent: tuple[int, ...] = ()
 
     @property
     def conversation(self) -> list[Message]:
         """All turns, the wanted answer last: what chat templates take."""
-        return [*self.messages, {"role": "assistant", "content": self.answer}]
+        return [*self.messages, {"role": "assistant", "content": self.answer, **self.beside}]
 
     @property
     def key(self) -> str:
         """What makes two rows the same: the conversation without the answer, or the text, spaces folded."""
-        words = [f"{turn['role']} {turn['content']}" for turn in self.messages] or [self.answer]
+        words = [f"{turn['role']} {turn['content']} {turn.get('tool_calls', '')}" for turn in self.messages]
+        words = words or [self.answer]
         return " ".join("\n".join(words).split())
 
 
 def problems(data: Mapping[str, Any], split: Split) -> list[Problem]:
-    """The rows of one split, in a fixed order.
+    """The rows of one split, as `stream` gives them."""
+    return list(stream(data, split))
+
+
+def stream(data: Mapping[str, Any], split: Split) -> Iterator[Problem]:
+    """The rows of one split one by one, in a fixed order.
 
     No training row asks what an evaluation row asks: rows that meet are left out of training (a generator draws
     others instead). Raises WorkerError for an unknown source or task, for options that the task refuses, and for
@@ -60,9 +71,9 @@ def problems(data: Mapping[str, Any], split: Split) -> list[Problem]:
     """
     source = data["source"]
     if source == "reasoning-gym":
-        return list(_generated(data, split))
+        return _generated(data, split)
     if source == "files":
-        return list(_from_files(data, split))
+        return _from_files(data, split)
     raise WorkerError(f"unknown source {source!r}", where="data.source", hint="reasoning-gym or files")
 
 
@@ -79,15 +90,24 @@ def score(problem: Problem, text: str) -> float:
     return float(" ".join(answer.split()) == " ".join(problem.answer.split()))
 
 
-def fingerprint(rows: list[Problem]) -> str:
+def tools_of(problem: Problem) -> list[Any] | None:
+    """What `apply_chat_template` takes as tools: None, not an empty list, where there are none."""
+    return list(problem.tools) or None
+
+
+def fingerprint(rows: Iterable[Problem]) -> str:
     """SHA-256 over the rows' content and order, for lineage."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row.conversation, sort_keys=True, ensure_ascii=False).encode())
-        if row.rejected is not None or row.wanted is not None:
-            digest.update(json.dumps([row.rejected, row.wanted], ensure_ascii=False).encode())
-        digest.update(b"\n")
+        add_to(digest, row)
     return digest.hexdigest()
+
+
+def add_to(digest: hashlib._Hash, row: Problem) -> None:
+    """Count a row into a fingerprint."""
+    content: list[Any] = [row.conversation]
+    content += [part for part in (row.rejected, row.wanted, row.tools, row.silent) if part not in (None, ())]
+    digest.update(json.dumps(content, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
 
 def _generated(data: Mapping[str, Any], split: Split) -> Iterator[Problem]:
@@ -158,10 +178,15 @@ def _final_answer(text: str, wanted: str) -> str:
 
 def _from_files(data: Mapping[str, Any], split: Split) -> Iterator[Problem]:
     form = str(data.get("format") or "auto")
-    held_out = {row.key for row in _rows(data, "evaluation", form)} if split == "train" else set()
+    held_out = {_short(row.key) for row in _rows(data, "evaluation", form)} if split == "train" else set()
     for row in _rows(data, split, form):
-        if row.key not in held_out:
+        if not held_out or _short(row.key) not in held_out:
             yield row
+
+
+def _short(key: str) -> bytes:
+    """A key's hash: evaluation rows are remembered by it, however long they are."""
+    return hashlib.blake2b(key.encode(), digest_size=16).digest()
 
 
 def _rows(data: Mapping[str, Any], split: Split, form: str) -> Iterator[Problem]:
@@ -175,8 +200,16 @@ def _rows(data: Mapping[str, Any], split: Split, form: str) -> Iterator[Problem]
             if row["label"] or split == "train":  # nobody is scored by how well they repeat a bad answer
                 yield Problem(name, tuple(row["prompt"]), row["completion"], wanted=row["label"])
         elif "messages" in row:
-            turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in row["messages"]]
-            yield Problem(name, tuple(turns[:-1]), turns[-1]["content"])
+            silent = tuple(index for index, turn in enumerate(row["messages"]) if turn.pop("weight", 1) == 0)
+            *before, last = row["messages"]
+            yield Problem(
+                name,
+                tuple(before),
+                last["content"],
+                tools=tuple(row.get("tools", ())),
+                beside={name: value for name, value in last.items() if name not in ("role", "content")},
+                silent=tuple(index for index in silent if row["messages"][index]["role"] == "assistant"),
+            )
         elif "completion" in row:
             yield Problem(name, ({"role": "user", "content": str(row["prompt"])},), str(row["completion"]))
         else:

@@ -18,7 +18,7 @@ from typing import Any
 from launcher.errors import WorkerError
 from launcher.record import write_text
 from launcher.work.context import Context
-from launcher.work.data import Problem, problems, score
+from launcher.work.data import Problem, problems, score, tools_of
 from launcher.work.models import load_for_inference, load_tokenizer, model_folder, share_cores
 
 
@@ -58,7 +58,7 @@ def run(context: Context) -> None:
     context.raise_if_stopping()
 
     items = [Item(row) for row in rows]
-    asked = [item for item in items if item.problem.messages]
+    asked = [item for item in items if item.problem.messages and item.problem.answer]  # a call of a tool has no text
     wanted = items if options.get("perplexity") else []
     total = len(asked) + len(wanted)
     context.progress(0, total, "rows")
@@ -148,7 +148,7 @@ def answer_nll(model: Any, tokenizer: Any, problem: Problem) -> tuple[float, int
 
     if problem.messages:
         prompt = tokenizer(_prompt(tokenizer, problem), add_special_tokens=False)["input_ids"]
-        text = tokenizer.apply_chat_template(problem.conversation, tokenize=False)
+        text = tokenizer.apply_chat_template(problem.conversation, tools=tools_of(problem), tokenize=False)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if ids[: len(prompt)] != prompt:
             raise WorkerError(
@@ -170,7 +170,10 @@ def answer_nll(model: Any, tokenizer: Any, problem: Problem) -> tuple[float, int
 
 
 def _prompt(tokenizer: Any, problem: Problem) -> str:
-    return str(tokenizer.apply_chat_template(list(problem.messages), tokenize=False, add_generation_prompt=True))
+    turns = list(problem.messages)
+    return str(
+        tokenizer.apply_chat_template(turns, tools=tools_of(problem), tokenize=False, add_generation_prompt=True)
+    )
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -15,7 +15,7 @@ from typing import Any
 from launcher.engines import divisible_group_sizes
 from launcher.errors import WorkerError
 from launcher.work.context import Context
-from launcher.work.data import problems
+from launcher.work.data import problems, tools_of
 from launcher.work.folders import fresh_beside, publish, weights_mib, weights_sha256
 from launcher.work.models import cores, load_tokenizer, model_folder, quant_method, share_cores
 
@@ -159,7 +159,7 @@ def calibration_rows(context: Context, folder: Path) -> list[dict[str, list[int]
     tokenizer = load_tokenizer(folder)
     rows = []
     for problem in problems(context.options["data"], "train")[:count]:
-        chat = tokenizer.apply_chat_template(problem.conversation, tokenize=False)
+        chat = tokenizer.apply_chat_template(problem.conversation, tools=tools_of(problem), tokenize=False)
         text = chat if problem.messages else problem.answer
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][:CALIBRATION_TOKENS]
         rows.append({"input_ids": ids, "attention_mask": [1] * len(ids)})
