@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -19,6 +19,14 @@ class Sample:
     id: str
     tokens: list[int]
     trained: list[bool]
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model reads."""
+        return len(self.tokens) - 1
+
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ def tokenise(rows: Sequence[Problem], tokenizer: Any, *, method: str, sequence_l
     """
     samples: list[Sample] = []
     for row in rows:
-        tokens, trained = _tokens(row, tokenizer)
+        tokens, trained = tokens_of(row, tokenizer)
         if method == "cpt":
             trained = [True] * len(tokens)
         pieces = range(0, max(1, len(tokens) - 1), sequence_length) if method == "cpt" else range(1)
@@ -72,12 +80,12 @@ def order(count: int, *, seed: int, first: int, size: int) -> list[int]:
     return found
 
 
-class Batches:
-    """Micro-batches of this rank for each step; the global batch is the same for every data-parallel size."""
+class Stream(Generic[Item]):
+    """Which samples make up each step, and which of them are this rank's; the same for every data-parallel size."""
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[Item],
         train: Mapping[str, Any],
         *,
         padding: int,
@@ -100,20 +108,20 @@ class Batches:
         """Micro-batches of each replica in a step."""
         return self.global_batch_size // (self.micro_batch_size * self.replicas)
 
-    def of_step(self, step: int) -> list[Sample]:
+    def of_step(self, step: int) -> list[Item]:
         """The global batch of a step; steps count from 0."""
         first = step * self.global_batch_size
         picked = order(len(self.samples), seed=self.seed, first=first, size=self.global_batch_size)
         return [self.samples[index] for index in picked]
 
-    def micro(self, step: int) -> Iterator[Batch]:
-        """This rank's micro-batches of a step."""
-        whole = self.of_step(step)
+    def own(self, whole: Sequence[Item]) -> Iterator[Sequence[Item]]:
+        """This rank's micro-batches of a global batch."""
         for number in range(self.micro_batches):
             first = (number * self.replicas + self.replica) * self.micro_batch_size
-            yield self._batch(whole[first : first + self.micro_batch_size])
+            yield whole[first : first + self.micro_batch_size]
 
-    def _batch(self, samples: Sequence[Sample]) -> Batch:
+    def padded(self, samples: Sequence[Sample]) -> Batch:
+        """The sequences as tensors on the device, filled up to the sequence length."""
         shape = (len(samples), self.sequence_length)
         tokens = torch.full(shape, self.padding, dtype=torch.long)
         labels = torch.full(shape, self.padding, dtype=torch.long)
@@ -135,7 +143,17 @@ class Batches:
         return torch.cat([chunks[self.context_rank], chunks[-1 - self.context_rank]], dim=1)
 
 
-def _tokens(row: Problem, tokenizer: Any) -> tuple[list[int], list[bool]]:
+class Batches(Stream[Sample]):
+    """Micro-batches of single sequences."""
+
+    def micro(self, step: int) -> Iterator[Batch]:
+        """This rank's micro-batches of a step."""
+        for samples in self.own(self.of_step(step)):
+            yield self.padded(samples)
+
+
+def tokens_of(row: Problem, tokenizer: Any) -> tuple[list[int], list[bool]]:
+    """The tokens of a row, and which of them its assistant wrote."""
     if not row.messages:
         tokens = [*tokenizer.encode(row.answer), tokenizer.eos_token_id]
         return tokens, [True] * len(tokens)
