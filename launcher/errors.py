@@ -6,8 +6,8 @@ registry, a disk) ends with 1. Anything that is not a SwiftlaunchError is a bug 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 
 class Fault(NamedTuple):
@@ -64,6 +64,27 @@ class InputError(UserError):
 
 class SchedulerError(SwiftlaunchError):
     """The scheduler refused or did not answer."""
+
+
+class RunFailed(SwiftlaunchError):
+    """A run whose results were asked for did not succeed; its first stage that ended badly says why.
+
+    `state` is the stage's (FAILED, TIMEOUT, CANCELLED ...). `report` is what the first failed rank wrote down, empty
+    where none could: `rank`, `error`, `error_class`, `exit_code`.
+    """
+
+    def __init__(
+        self, message: str, *, run_id: str, stage: str, state: str, report: Mapping[str, Any], hint: str = ""
+    ) -> None:
+        super().__init__(message, where=run_id, hint=hint)
+        self.run_id = run_id
+        self.stage = stage
+        self.state = state
+        self.report = dict(report)
+
+
+class WaitTimeout(SwiftlaunchError, TimeoutError):
+    """What was waited for has not ended in time; it goes on."""
 
 
 class EnvironmentFault(SwiftlaunchError):

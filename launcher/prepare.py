@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import getpass
+import json
 import secrets as random_tokens
 import shutil
 import socket
@@ -16,14 +17,19 @@ from pathlib import Path
 from launcher import __version__, assets
 from launcher.dataset import check_files, hash_parameters
 from launcher.errors import Fault, InputError, UserError
-from launcher.models import find_model
+from launcher.models import FoundModel, find_model
 from launcher.plan import Plan
-from launcher.planner import Identity, make_plan
-from launcher.recipe import LoadedRecipe, load_recipe
-from launcher.render import render
+from launcher.planner import Identity, SweepPlan, make_plan, plan_sweep
+from launcher.recipe import LoadedRecipe, Model, describe, load_recipe
+from launcher.render import Place, render
 from launcher.rundir import RunDir
 from launcher.scheduler.process import run as run_process
 from launcher.sites import Site, choose_site, lock_hashes
+from launcher.sweep import Sweep, array_name
+from launcher.units import counted
+
+
+ARRAY_SIZE = 1001  # tasks of an array where Slurm's MaxArraySize is the default; `submit` asks for the real one
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,9 @@ class Prepared:
     recipe_text: str
     site: Site
     why_site: str
+    sweep: SweepPlan | None = None  # of a sweep; with it where its points are, and their plans
+    placed: Sweep | None = None
+    point_plans: tuple[Plan, ...] = ()
 
 
 def prepare(
@@ -45,50 +54,142 @@ def prepare(
     home: Path,
     environ: Mapping[str, str],
     run_id: str = "",
+    recipe_text: str = "",
 ) -> Prepared:
     """Check everything that can be checked here, then plan and render.
 
-    `recipe_path` is a file or the name of a shipped recipe. Raises InputError with every fault found; touches nothing.
+    `recipe_path` is a file or the name of a shipped recipe. With `recipe_text` there is no file: the path is what
+    messages call that recipe, and where its relative paths start. Raises InputError with every fault found; touches
+    nothing.
     """
-    loaded = load_recipe(recipe_file(recipe_path), overrides)
+    loaded = load_recipe(recipe_path if recipe_text else recipe_file(recipe_path), overrides, recipe_text)
     choice = choose_site(
         site_name, environ=environ, hostname=socket.gethostname(), home=home, shipped=assets.folder("site")
     )
-    site = choice.site
-    recipe = loaded.recipe
-    hf_home = Path(environ.get("HF_HOME") or home / ".cache" / "huggingface")
-    files, data_hash, data_faults = _data(loaded)
-    try:
-        model = find_model(
-            recipe.model.name or recipe.model.path or "",
-            Path(site.models_dir),
-            hf_home,
-            revision=recipe.model.revision,
+    planner = _Planner(loaded, choice.site, home, environ, "" if recipe_text else str(loaded.path.absolute()))
+    run_id = run_id or new_run_id(loaded.recipe.name)
+    if loaded.recipe.sweep is not None:
+        sweep = planner.sweep(loaded, run_id)
+        return arranged(Prepared(sweep.plan, {}, loaded.text, choice.site, choice.why, sweep), ARRAY_SIZE)
+    plan = planner.plan(loaded, run_id)
+    return Prepared(plan, render(plan, assets.folder("templates")), loaded.text, choice.site, choice.why)
+
+
+class _Planner:
+    """Plans recipes that are points of one, on one site: what they share is looked up once."""
+
+    def __init__(
+        self, loaded: LoadedRecipe, site: Site, home: Path, environ: Mapping[str, str], recipe_path: str
+    ) -> None:
+        self._site = site
+        self._hf_home = Path(environ.get("HF_HOME") or home / ".cache" / "huggingface")
+        self._lock_hashes = lock_hashes(site, assets.folder("site"))
+        self._identity = Identity(
+            run_id="",
+            user=getpass.getuser(),
+            git_sha=_git_sha(loaded.path.parent),
+            recipe_path=recipe_path,
+            version=__version__,
         )
-    except InputError as error:
+        self._models: dict[Model, FoundModel | InputError] = {}
+        self._data: dict[str, tuple[dict[str, list[str]], str, list[Fault]]] = {}
+
+    def plan(self, loaded: LoadedRecipe, run_id: str) -> Plan:
+        """The plan of a recipe without a sweep. Raises InputError with every fault found."""
+        key = json.dumps(loaded.resolved["data"], sort_keys=True)
+        if key not in self._data:
+            self._data[key] = _data(loaded)
+        files, data_hash, data_faults = self._data[key]
+        resolved = loaded.resolved
+        if files:
+            resolved = {**resolved, "data": {**resolved["data"], **files}}
         with _at_lines(loaded):
-            raise InputError([*error.faults, *data_faults]) from error
-    resolved = loaded.resolved
-    if files:
-        resolved = {**resolved, "data": {**resolved["data"], **files}}
-    with _at_lines(loaded):
-        plan = make_plan(
-            recipe,
-            resolved=resolved,
-            site=site,
-            model=model,
-            data_hash=data_hash,
-            data_faults=data_faults,
-            identity=Identity(
-                run_id=run_id or new_run_id(recipe.name),
-                user=getpass.getuser(),
-                git_sha=_git_sha(loaded.path.parent),
-                recipe_path=str(loaded.path.absolute()),
-                version=__version__,
-            ),
-            lock_hashes=lock_hashes(site, assets.folder("site")),
-        )
-    return Prepared(plan, render(plan, assets.folder("templates")), loaded.text, site, choice.why)
+            model = self._model(loaded.recipe.model)
+            if isinstance(model, InputError):
+                raise InputError([*model.faults, *data_faults])
+            return make_plan(
+                loaded.recipe,
+                resolved=resolved,
+                site=self._site,
+                model=model,
+                data_hash=data_hash,
+                data_faults=data_faults,
+                identity=replace(self._identity, run_id=run_id),
+                lock_hashes=self._lock_hashes,
+            )
+
+    def sweep(self, loaded: LoadedRecipe, run_id: str) -> SweepPlan:
+        """The plans of a sweep. Raises InputError with the faults of all points, each fault once."""
+        plans: list[Plan] = []
+        faults: dict[Fault, list[LoadedRecipe]] = {}
+        for number, point in enumerate(loaded.points):
+            try:
+                plans.append(self.plan(point, f"{run_id}/{number}"))
+            except InputError as error:
+                for fault in error.faults:
+                    faults.setdefault(fault, []).append(point)
+        if faults:
+            raise InputError([_of_points(fault, found, len(loaded.points)) for fault, found in faults.items()])
+        warnings = []
+        if loaded.equal_points:
+            points = counted(loaded.equal_points, "point")
+            warnings.append(f"sweep: {points} left out, equal to another one")
+        with _at_lines(loaded):
+            return plan_sweep(
+                loaded.recipe,
+                plans,
+                [point.values for point in loaded.points],
+                run_id=run_id,
+                run_dir=str(Path(self._site.runs_dir) / run_id),
+                resolved=loaded.resolved,
+                site=self._site,
+                warnings=warnings,
+            )
+
+    def _model(self, model: Model) -> FoundModel | InputError:
+        if model not in self._models:
+            try:
+                self._models[model] = find_model(
+                    model.name or model.path or "", Path(self._site.models_dir), self._hf_home, revision=model.revision
+                )
+            except InputError as error:
+                self._models[model] = error
+        return self._models[model]
+
+
+def _of_points(fault: Fault, found: Sequence[LoadedRecipe], total: int) -> Fault:
+    """A fault that not all points have says which ones."""
+    if len(found) == total:
+        return fault
+    first = describe(found[0].values)
+    more = f" and {counted(len(found) - 1, 'more point')}" if len(found) > 1 else ""
+    return fault._replace(message=f"{fault.message} (with {first}{more})")
+
+
+def arranged(prepared: Prepared, array_size: int) -> Prepared:
+    """A sweep with arrays of at most so many points: their folders, and the scripts of all stages."""
+    sweep = prepared.sweep
+    if sweep is None:
+        return prepared
+    placed, plans = sweep.placed(array_size)
+    return replace(prepared, placed=placed, point_plans=plans, scripts=sweep_scripts(sweep, placed, plans))
+
+
+def sweep_scripts(sweep: SweepPlan, placed: Sweep, plans: Sequence[Plan]) -> dict[str, str]:
+    """All scripts of a sweep by name: of stages that run once, and of each array's stages."""
+    whole, templates = sweep.plan, assets.folder("templates")
+    home = RunDir(Path(whole.run_dir))
+    apart = {*placed.each, *placed.best}
+    scripts = render(replace(whole, stages=tuple(s for s in whole.stages if s.name not in apart)), templates)
+    best = tuple(stage for stage in whole.stages if stage.name in placed.best)
+    scripts |= render(replace(whole, run_dir=str(home.best), stages=best), templates, Place(whole.run_dir))
+    for points in placed.arrays:
+        array, plan = points[0].array, plans[points[0].number]
+        stages = tuple(stage for stage in plan.stages if stage.name in placed.each)
+        plan = replace(plan, run_id=whole.run_id, run_dir=str(home.points(array)), stages=stages)
+        rendered = render(plan, templates, Place(whole.run_dir, array))
+        scripts |= {array_name(stage, array): text for stage, text in rendered.items()}
+    return scripts
 
 
 def serve_again(prepared_from: Plan, site: Site, minutes: int, run_id: str = "") -> Prepared:

@@ -28,7 +28,7 @@ def command(run: RunRow, stages: tuple[str, ...]) -> None:
     """
     from launcher import watch
     from launcher.rundir import RunDir
-    from launcher.submit import cancel, cancel_without_folder
+    from launcher.submission import cancel, cancel_without_folder
     from launcher.view.logs import known_stage
 
     if not stages and not RunDir(run.run_dir).plan.exists():

@@ -19,7 +19,7 @@ INTERVAL_SECONDS = {"local": 1.0, "slurm": 10.0}
 
 def submit_prepared(ready: Prepared, *, follow: bool, as_json: bool, then: str) -> int:
     """Submit what was prepared and print the run id; then stay with the run, or say `then`. Returns the exit code."""
-    from launcher.submit import submit
+    from launcher.submission import submit
 
     run_id = ready.plan.run_id
     with if_interrupted(f"`swiftlaunch status {run_id}` says whether anything was submitted"):

@@ -9,6 +9,7 @@ import click
 from launcher.cli.following import follow_run
 from launcher.cli.messages import if_interrupted, print_json, say
 from launcher.cli.parameters import follow_option, json_option, run_argument
+from launcher.errors import UserError
 
 if TYPE_CHECKING:
     from launcher.registry import RunRow
@@ -28,10 +29,19 @@ def command(run: RunRow, follow: bool, as_json: bool) -> int:
     Example:
       swiftlaunch resume latest --follow
     """
+    return resume_run(run, follow=follow, as_json=as_json)
+
+
+def resume_run(run: RunRow, *, follow: bool, as_json: bool) -> int:
+    """What `resume RUN` and `submit --resume RUN` do. Returns the exit code."""
     from launcher import watch
-    from launcher.submit import resume
+    from launcher.submission import forget_unwritten, resume
     from launcher.units import counted
 
+    if forget_unwritten(run):
+        raise UserError(
+            f"{run.run_id} was cut before anything was submitted; nothing of it is left", hint="submit its recipe again"
+        )
     plan = watch.load_plan(run.run_dir)
 
     def active_jobs() -> dict[str, str]:

@@ -6,22 +6,34 @@ The only place that loads pydantic.
 from __future__ import annotations
 
 import glob
+import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import Fault, InputError
 from launcher.recipe.checks import reasoning_gym_tasks, validate
 from launcher.recipe.faults import Problem
+from launcher.recipe.fields import shown
+from launcher.recipe.points import Values, points
 from launcher.recipe.positions import Loc
 from launcher.recipe.schema import recipe_schema
-from launcher.recipe.sections import Recipe
-from launcher.recipe.source import Source, read_source
+from launcher.recipe.sections import Model, Recipe
+from launcher.recipe.source import Origin, Source, dotted, read_source, with_values
 from launcher.recipe.starter import starter
 
-__all__ = ["LoadedRecipe", "Recipe", "load_recipe", "reasoning_gym_tasks", "recipe_schema", "starter"]
+__all__ = [
+    "LoadedRecipe",
+    "Model",
+    "Recipe",
+    "describe",
+    "load_recipe",
+    "reasoning_gym_tasks",
+    "recipe_schema",
+    "starter",
+]
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,9 @@ class LoadedRecipe:
     recipe: Recipe
     resolved: dict[str, Any]  # JSON: every default written, `extends` and --set worked in
     source: Source
+    values: Values = field(default_factory=dict)  # of a point: what the sweep gives it, by TOML path
+    points: tuple[LoadedRecipe, ...] = ()  # of a sweep: a recipe without [sweep] for each, all different
+    equal_points: int = 0  # left out: another point is the same
 
     def where(self, *loc: str | int) -> str:
         """Where a key was written: "recipe.toml:12 train.learning_rate"."""
@@ -70,19 +85,73 @@ class LoadedRecipe:
         return files, faults
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), text: str = "") -> LoadedRecipe:
     """The recipe in `path`, with what it extends and `--set` words ("train.steps=60") worked in.
+
+    `text` is a recipe that is in no file; `path` is then what messages call it, and where its relative paths start.
 
     Raises InputError with every fault that was found.
     """
-    source, text = read_source(path, overrides)
+    source, text = read_source(path, overrides, text)
     recipe, problems = validate(source.data)
     if recipe is None or source.faults:
         raise InputError([*source.faults, *(_fault(source, problem) for problem in _once(problems))])
     _absolute(source)
     recipe, problems = validate(source.data)
     assert recipe is not None, problems
-    return LoadedRecipe(path, text, recipe, recipe.model_dump(mode="json"), source)
+    loaded = LoadedRecipe(path, text, recipe, recipe.model_dump(mode="json"), source)
+    return loaded if recipe.sweep is None else _with_points(loaded, points(recipe.sweep))
+
+
+def _with_points(loaded: LoadedRecipe, values: list[Values]) -> LoadedRecipe:
+    """The recipe with its sweep's points. Raises InputError with what is wrong with them, each fault once."""
+
+    def origin(key: str) -> Origin:
+        return loaded.source.origin(("sweep", "parameters", key))
+
+    without = Source(
+        {name: table for name, table in loaded.source.data.items() if name != "sweep"},
+        {loc: origin for loc, origin in loaded.source.origins.items() if loc[:1] != ("sweep",)},
+        loaded.source.fallback,
+    )
+    found: dict[str, LoadedRecipe] = {}
+    faults: dict[tuple[str, str], Fault] = {}
+    for one in values:
+        source = with_values(without, one, origin)
+        _absolute(source)
+        recipe, problems = validate(source.data)
+        for problem in problems:
+            fault = _point_fault(loaded, one, problem)
+            faults.setdefault((fault.where, problem.message), fault)
+        if recipe is not None:
+            resolved = recipe.model_dump(mode="json")
+            point = LoadedRecipe(loaded.path, loaded.text, recipe, resolved, source, one)
+            found.setdefault(json.dumps(resolved, sort_keys=True), point)
+    if faults:
+        raise InputError(list(faults.values()))
+    return replace(loaded, points=tuple(found.values()), equal_points=len(values) - len(found))
+
+
+def _point_fault(loaded: LoadedRecipe, values: Values, problem: Problem) -> Fault:
+    """A fault at the value that it names, or at all of the sweep's values with the point in its text."""
+    assert loaded.recipe.sweep is not None
+    at: Loc = ("sweep", "parameters")
+    key = next((key for key in values if tuple(key.split(".")) == problem.loc[: key.count(".") + 1]), "")
+    if not key and len(values) == 1:
+        (key,) = values
+    given = loaded.recipe.sweep.parameters.get(key)
+    if isinstance(given, tuple):
+        at = (*at, key, given.index(values[key]))
+    elif key:
+        at = (*at, key)
+    named = tuple(key.split(".")) == problem.loc
+    about = "" if named else f" ({dotted(problem.loc)}, with {describe(values)})"
+    return Fault(loaded.where(*at), problem.message + about, problem.hint)
+
+
+def describe(values: Values) -> str:
+    """The values of a point in a line: "train.lora.rank = 8, train.seed = 1"."""
+    return ", ".join(f"{key} = {shown(value)}" for key, value in values.items())
 
 
 def _fault(source: Source, problem: Problem) -> Fault:

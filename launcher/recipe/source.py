@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -72,25 +72,27 @@ def dotted(loc: Loc) -> str:
     return text
 
 
-def read_source(path: Path, overrides: Sequence[str]) -> tuple[Source, str]:
+def read_source(path: Path, overrides: Sequence[str], text: str = "") -> tuple[Source, str]:
     """The recipe file with what it extends and what `--set` says, and the file's own text.
+
+    With `text`, that is what stands in the file: then nobody looks for it, and its name is only for messages.
 
     Raises InputError: files that cannot be read, TOML that is not TOML, circles of `extends`.
     """
     chain: list[tuple[Path, Table, dict[Loc, int]]] = []
-    text = ""
+    own = ""
     seen: dict[Path, Path] = {}
     current: Path | None = path
     asked_by = ""
     while current is not None:
-        content = _read(current, asked_by)
+        content = text if text and not chain else _read(current, asked_by)
         identity = Path(os.path.realpath(current))
         if identity in seen:
             circle = " -> ".join(_label(name) for name in [*seen.values(), current])
             message = f"recipes extend each other in a circle: {circle}"
             raise InputError([Fault(asked_by, message, "remove one extends")])
         seen[identity] = current
-        text = text or content
+        own = own or content
         table, lines = parse(content, _label(current))
         chain.append((current, table, lines))
         base = table.get("extends")
@@ -104,7 +106,7 @@ def read_source(path: Path, overrides: Sequence[str]) -> tuple[Source, str]:
         table.pop("extends", None)
         _overlay(source, table, {loc: Origin(_label(file), line, file.parent) for loc, line in lines.items()})
     _override(source, overrides, path.parent)
-    return source, text
+    return source, own
 
 
 def parse(text: str, label: str) -> tuple[Table, dict[Loc, int]]:
@@ -231,12 +233,12 @@ def _set(source: Source, loc: Sequence[str], value: Any, origin: Origin) -> None
     _overlay(source, table, dict.fromkeys(_locs(table), origin))
 
 
-def changed(data: Table, loc: Sequence[str], value: Any) -> Table:
-    """A copy of `data` as `--set` with that key and value would leave it."""
-    origin = Origin("", 0, Path())
-    copy = Source(deepcopy(data), dict.fromkeys(_locs(data), origin), origin)
-    _set(copy, loc, value, origin)
-    return copy.data
+def with_values(source: Source, values: Mapping[str, Any], origin: Callable[[str], Origin]) -> Source:
+    """A copy of `source` as `--set` with these values, by TOML path, would leave it; `origin` of a path's value."""
+    copy = Source(deepcopy(source.data), dict(source.origins), source.fallback)
+    for key, value in values.items():
+        _set(copy, key.split("."), list(value) if isinstance(value, tuple) else value, origin(key))
+    return copy
 
 
 def parse_override(word: str) -> tuple[tuple[str, ...], Any]:

@@ -15,7 +15,7 @@ from launcher.render import render
 from launcher.rundir import RunDir
 from launcher.scheduler import Scheduler
 from launcher.scheduler.base import Job
-from launcher.submit import _snapshot
+from launcher.submission import _snapshot
 
 PROBE = """
 import os, signal, time

@@ -16,7 +16,7 @@ from launcher.record import read_events
 from launcher.scheduler import Scheduler, default_state_dir, open_scheduler
 from launcher.scheduler.base import Machine
 from launcher.states import State
-from launcher.submit import resume
+from launcher.submission import resume
 from tests.chain.probe import Chain
 
 pytestmark = pytest.mark.unit

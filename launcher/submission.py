@@ -8,7 +8,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from launcher import assets
@@ -20,6 +20,7 @@ from launcher.registry import Registry, RunRow, registry_path
 from launcher.rundir import RunDir
 from launcher.scheduler import Scheduler, default_state_dir, open_scheduler
 from launcher.scheduler.base import Machine
+from launcher.scheduler.process import handing_on
 from launcher.sites import Site, usable_python
 
 # What a job imports: words and records, and work/. Everything else stays on the login node.
@@ -32,6 +33,7 @@ _SNAPSHOT = (
     "topology.py",
     "rundir.py",
     "record.py",
+    "failures.py",
     "rows.py",
     "engines.py",
     "work",
@@ -40,12 +42,15 @@ _SNAPSHOT = (
 # Every name that a stage can have.
 _STAGES = ("baseline", "train", "export", "evaluate", "quantize", "evaluate-quantized", "serve")
 
+# How often, a second apart, a job is looked for whose submission was cut: a controller that hung may still make it.
+_LOOKS = 3
+
 
 def submit(prepared: Prepared, *, environ: Mapping[str, str]) -> RunRow:
     """Write the run directory, then submit every stage.
 
     Interrupted before the first job, nothing is left; later, what is left is a run that `status` describes and
-    `resume` completes.
+    `resume` completes. Killed, at whatever point, it leaves a run that `resume` completes or takes away.
     """
     plan = prepared.plan
     values = _secret_values(plan, environ)
@@ -54,12 +59,10 @@ def submit(prepared: Prepared, *, environ: Mapping[str, str]) -> RunRow:
     root = Path(plan.run_dir)
     row = RunRow(plan.run_id, plan.name, root, plan.site, plan.scheduler, time.time())
     try:
-        _write_run(prepared, values)
-        Registry(registry_path(default_state_dir())).add(row)
-        with _locked(root):
+        with _written(prepared, values, row):
             _submit_stages(plan, scheduler, pending=plan.stages, active={})
     except BaseException:
-        if not any((read_json(RunDir(root).jobs) or {}).values()) and not _found_any(plan, scheduler):
+        if not _submitted_any(plan, scheduler):
             Registry(registry_path(default_state_dir())).remove(plan.run_id)
             shutil.rmtree(root, ignore_errors=True)
         raise
@@ -76,6 +79,9 @@ def resume(run_dir: Path, plan: Plan, active_jobs: Callable[[], Mapping[str, str
     files = RunDir(run_dir)
     scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir())
     with _locked(run_dir):
+        noted: dict[str, list[str]] = read_json(files.jobs) or {}
+        if _find_cut(plan, scheduler, noted):
+            write_json(files.jobs, noted)
         active = dict(active_jobs())
         pending: list[Stage] = []
         for stage in plan.stages:
@@ -110,53 +116,97 @@ def cancel_without_folder(run: RunRow) -> list[str]:
 
 
 def _submit_stages(plan: Plan, scheduler: Scheduler, *, pending: Sequence[Stage], active: Mapping[str, str]) -> None:
-    """Submit in order, each stage after those it depends on; a note before and after every call."""
+    """Submit in order, each stage after those it depends on; a note before and after every call.
+
+    Before, the note is an empty id: where we are killed, or get no answer, `_find_cut` knows that there may be a job.
+    """
     files = RunDir(Path(plan.run_dir))
     noted: dict[str, list[str]] = read_json(files.jobs) or {stage.name: [] for stage in plan.stages}
-    write_json(files.jobs, noted)
     known = dict(active)
     for stage in pending:
         # a stage that is neither active nor pending has succeeded: its id may be purged, so it is left out
         depends_on = [known[name] for name in stage.depends_on if name in known]
-        known[stage.name] = scheduler.submit(files.script(stage.name), depends_on=depends_on)
-        noted[stage.name].append(known[stage.name])
+        noted[stage.name].append("")
         write_json(files.jobs, noted)
+        known[stage.name] = noted[stage.name][-1] = scheduler.submit(files.script(stage.name), depends_on=depends_on)
+    write_json(files.jobs, noted)
 
 
-def _found_any(plan: Plan, scheduler: Scheduler) -> bool:
-    """Whether the scheduler holds a job of this run that was not noted down."""
+def _find_cut(plan: Plan, scheduler: Scheduler, noted: dict[str, list[str]]) -> bool:
+    """Put the jobs of submissions that were cut in the place of their empty ids; whether there was such a submission.
+
+    Call it with the run's lock, which an sbatch that outlives its swiftlaunch still holds.
+    """
+    cut = {stage: ids for stage, ids in noted.items() if ids and not ids[-1]}
+    for stage, ids in cut.items():
+        found: list[str] = []
+        for look in range(_LOOKS):
+            if look:
+                time.sleep(1)
+            found = [job.job_id for job in scheduler.find(job_comment(plan.run_id, stage)) if job.job_id not in ids]
+            if found:
+                break
+        ids[-1:] = found
+    return bool(cut)
+
+
+def _submitted_any(plan: Plan, scheduler: Scheduler) -> bool:
+    """Whether there is a job of this run, noted or not."""
+    noted: dict[str, list[str]] = read_json(RunDir(Path(plan.run_dir)).jobs) or {}
     try:
-        return any(scheduler.find(job_comment(plan.run_id, stage.name)) for stage in plan.stages)
+        _find_cut(plan, scheduler, noted)
     except SwiftlaunchError:
         return True  # it cannot say: keep the run directory
+    return any(noted.values())
 
 
-def _write_run(prepared: Prepared, secret_values: Mapping[str, str]) -> None:
-    """Write the run directory under another name, then give it its own."""
+def forget_unwritten(run: RunRow) -> bool:
+    """Take away what a submission left that was killed while it wrote its folder; whether there was anything."""
+    part = RunDir(run.run_dir).unwritten
+    if run.run_dir.exists() or not part.exists():
+        return False
+    gone = part.with_suffix(".cut")  # at once: a submission that still writes cannot give it its name then
+    part.rename(gone)
+    shutil.rmtree(gone)
+    Registry(registry_path(default_state_dir())).remove(run.run_id)
+    return True
+
+
+@contextmanager
+def _written(prepared: Prepared, secret_values: Mapping[str, str], row: RunRow) -> Iterator[None]:
+    """Write the run directory under another name, list the run, give it its own name; within, it is locked."""
     final = Path(prepared.plan.run_dir)
-    part = final.with_name(f".{final.name}.part")
+    part = RunDir(final).unwritten
+    with ExitStack() as until_submitted:
+        try:
+            part.mkdir(parents=True)
+            Registry(registry_path(default_state_dir())).add(row)
+            until_submitted.enter_context(_locked(part))
+            _write_run(part, prepared, secret_values)
+            part.rename(final)
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            raise UserError(
+                f"cannot write the run directory: {error.strerror}", where=str(final), hint="set the site's runs_dir"
+            ) from error
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        yield
+
+
+def _write_run(part: Path, prepared: Prepared, secret_values: Mapping[str, str]) -> None:
     files = RunDir(part)
-    try:
-        part.mkdir(parents=True)
-        write_text(files.plan, prepared.plan.to_json())
-        write_text(files.recipe, prepared.recipe_text)
-        for name, text in prepared.scripts.items():
-            write_text(files.script(name), text, mode=0o755)
-            files.stage(name).mkdir(parents=True)
-            files.batch_log(name).parent.mkdir(parents=True)  # sbatch fails a job whose output folder is missing
-        if secret_values:
-            lines = [f"{name}={shlex.quote(value)}\n" for name, value in secret_values.items()]
-            write_text(files.secrets, "".join(lines), mode=0o600)
-        _snapshot(files.code / "launcher")
-        part.rename(final)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise UserError(
-            f"cannot write the run directory: {error.strerror}", where=str(final), hint="set the site's runs_dir"
-        ) from error
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    write_text(files.plan, prepared.plan.to_json())
+    write_text(files.recipe, prepared.recipe_text)
+    for name, text in prepared.scripts.items():
+        write_text(files.script(name), text, mode=0o755)
+        files.stage(name).mkdir(parents=True)
+        files.batch_log(name).parent.mkdir(parents=True)  # sbatch fails a job whose output folder is missing
+    if secret_values:
+        lines = [f"{name}={shlex.quote(value)}\n" for name, value in secret_values.items()]
+        write_text(files.secrets, "".join(lines), mode=0o600)
+    _snapshot(files.code / "launcher")
 
 
 def _snapshot(target: Path) -> None:
@@ -223,6 +273,7 @@ def _locked(run_dir: Path) -> Iterator[None]:
     handle = os.open(run_dir / ".submit.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        with handing_on(handle):  # an sbatch whose swiftlaunch is killed may still submit
+            yield
     finally:
         os.close(handle)

@@ -1,0 +1,196 @@
+"""swiftlaunch from Python: submit a recipe, hold the run, wait for it, take its results.
+
+Its names are those of the package: `launcher.submit`, `launcher.Run`, `launcher.open_run`, `launcher.runs`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import watch
+from launcher.errors import RunFailed, UserError, WaitTimeout
+from launcher.plan import Plan
+from launcher.registry import Registry, RunRow, registry_path
+from launcher.rundir import RunDir
+from launcher.scheduler import default_state_dir
+from launcher.states import State
+from launcher.view.logs import Source, known_stage
+from launcher.watch import RunStatus
+
+POLL_SECONDS = {"local": 1.0, "slurm": 10.0}  # Slurm's controller serves a whole centre
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage that succeeded has left behind."""
+
+    metrics: dict[str, Any]
+    artifacts: dict[str, Any]
+    folder: Path | None  # the model folder that it made, None for stages that make none
+
+
+class Run:
+    """A submitted run. It needs nobody to go on: this object can be dropped and found again with `open_run`."""
+
+    def __init__(self, row: RunRow) -> None:
+        self._row = row
+        self._files = RunDir(row.run_dir)
+
+    @property
+    def run_id(self) -> str:
+        return self._row.run_id
+
+    @property
+    def run_dir(self) -> Path:
+        return self._row.run_dir
+
+    @property
+    def plan(self) -> Plan:
+        """What was decided: stages, resources, environments."""
+        return watch.load_plan(self.run_dir)
+
+    def __repr__(self) -> str:
+        return f"Run({self.run_id!r})"
+
+    def status(self) -> RunStatus:
+        """How the run stands now, as `swiftlaunch status` shows it. Asks the scheduler once."""
+        return watch.refresh(self.run_dir)
+
+    def wait(self, timeout: float | None = None, poll: float | None = None) -> RunStatus:
+        """Wait until the run has ended, well or badly, and return how it stands.
+
+        `timeout` and `poll` (time between two looks) are in seconds. Raises WaitTimeout, a TimeoutError.
+        """
+        interval = POLL_SECONDS[self._row.scheduler] if poll is None else poll
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not (status := self.status()).ended:
+            left = interval if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise WaitTimeout(f"{status.state} after {timeout:g} s", where=self.run_id, hint="the run goes on")
+            time.sleep(min(interval, left))
+        return status
+
+    def results(self, timeout: float | None = None, poll: float | None = None) -> dict[str, StageResult]:
+        """Wait for the end; the results by stage. Raises RunFailed where the run did not succeed, and WaitTimeout."""
+        status = self.wait(timeout, poll)
+        if not status.succeeded:
+            raise self._failed(status)
+        found = {}
+        for stage in status.stages:
+            result = stage.result or {}
+            folder = self._files.artifact(stage.name)
+            found[stage.name] = StageResult(
+                metrics=dict(result.get("metrics", {})),
+                artifacts=dict(result.get("artifacts", {})),
+                folder=folder if folder.is_dir() else None,
+            )
+        return found
+
+    def logs(self, stage: str, rank: int = 0, *, attempt: int | None = None) -> str:
+        """What a rank of a stage has printed so far, in its newest attempt or in the given one.
+
+        Raises UserError for a stage that the run does not have, and where there is no log yet.
+        """
+        source = Source(self._files, known_stage(self.plan, stage), rank=rank, attempt=attempt)
+        return source.path().read_text(encoding="utf-8", errors="replace")
+
+    def cancel(self, stage: str | None = None) -> list[str]:
+        """Cancel the run, or one stage and with it those that wait for it. Returns the ids of the jobs."""
+        from launcher.submission import cancel
+
+        plan = self.plan
+        wanted = [known_stage(plan, stage)] if stage is not None else [each.name for each in plan.stages]
+        jobs = {name: job_id for name, job_id in self._active_jobs().items() if name in wanted}
+        return cancel(self.run_dir, plan, jobs) if jobs else []
+
+    def resume(self) -> list[str]:
+        """Submit again what has not succeeded and is not in the queue; the names of these stages."""
+        from launcher.submission import resume
+
+        return resume(self.run_dir, self.plan, self._active_jobs)
+
+    def _active_jobs(self) -> dict[str, str]:
+        """Stage -> job that may still run."""
+        return {stage.name: stage.job_id for stage in self.status().stages if stage.job_id and not stage.state.terminal}
+
+    def _failed(self, status: RunStatus) -> RunFailed:
+        bad = [stage for stage in status.stages if not stage.state.succeeded]
+        # a stage that was cancelled because another failed is not the reason
+        stage = next((stage for stage in bad if stage.state not in (State.CANCELLED, State.NOT_SUBMITTED)), bad[0])
+        report = watch.failure_report(self._files, stage.name, stage.attempts)
+        why = stage.error or stage.reason
+        message = f"{stage.name} is {stage.state.value}" + (f": {why}" if why else "")
+        return RunFailed(
+            message,
+            run_id=self.run_id,
+            stage=stage.name,
+            state=stage.state.value,
+            report=report,
+            hint=f"swiftlaunch logs {self.run_id} {stage.name}"
+            if stage.attempts
+            else f"swiftlaunch status {self.run_id}",
+        )
+
+
+def submit(
+    recipe: str | os.PathLike[str] | Mapping[str, Any], site: str = "", set: Mapping[str, Any] | None = None
+) -> Run:
+    """Submit a recipe, as `swiftlaunch submit RECIPE --site SITE --set KEY=VALUE` does, and return at once.
+
+    `recipe` is a file, the name of a shipped recipe, or the recipe itself as a dictionary with the keys of the TOML
+    file; relative paths in a dictionary start at the current folder. `site` is a site's name or file, by default the
+    one that the command line would choose. `set` changes values by their TOML path: {"train.learning_rate": 1e-4}.
+    Raises InputError with every fault found, and then nothing was submitted; SchedulerError.
+    """
+    from launcher.prepare import prepare
+    from launcher.submission import submit as submit_prepared
+
+    text = ""
+    path = Path("recipe")
+    if isinstance(recipe, Mapping):
+        text = _toml_text(recipe)
+    else:
+        path = Path(recipe)
+    overrides = [f"{key}={_toml_value(key, value)}" for key, value in (set or {}).items()]
+    ready = prepare(path, overrides=overrides, site_name=site, home=Path.home(), environ=os.environ, recipe_text=text)
+    return Run(submit_prepared(ready, environ=os.environ))
+
+
+def open_run(run: str) -> Run:
+    """The run of that id, a unique start of one, a recipe's name (its newest run) or "latest". Raises UserError."""
+    return Run(_registry().find(run))
+
+
+def runs(limit: int = 20) -> list[Run]:
+    """The newest runs, newest first; all of them with limit 0."""
+    return [Run(row) for row in _registry().runs(limit)]
+
+
+def _registry() -> Registry:
+    return Registry(registry_path(default_state_dir()))
+
+
+def _toml_text(recipe: Mapping[str, Any]) -> str:
+    import tomlkit
+
+    try:
+        return tomlkit.dumps(recipe)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"cannot be written as TOML: {error}", where="recipe", hint="leave out keys that are None"
+        ) from error
+
+
+def _toml_value(key: str, value: Any) -> str:
+    import tomlkit
+
+    try:
+        text: str = tomlkit.item(os.fspath(value) if isinstance(value, os.PathLike) else value).as_string()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"cannot be written as TOML: {error}", where=f"set {key}") from error
+    return text
