@@ -28,7 +28,6 @@ from launcher.sites import Site, choose_site, lock_hashes
 from launcher.sweep import Sweep, array_name
 from launcher.units import counted
 
-
 ARRAY_SIZE = 1001  # tasks of an array where Slurm's MaxArraySize is the default; `submit` asks for the real one
 
 

@@ -13,6 +13,11 @@ class RunDir:
     root: Path
 
     @property
+    def unwritten(self) -> Path:
+        """The name of this whole folder until everything is in it: a submission that is cut leaves no half run."""
+        return self.root.with_name(f".{self.root.name}.part")
+
+    @property
     def plan(self) -> Path:
         """The plan, written once; `launcher.plan.from_json` reads it."""
         return self.root / "plan.json"
@@ -26,6 +31,25 @@ class RunDir:
     def jobs(self) -> Path:
         """Stage -> jobs that the scheduler returned, newest last (JSON, replaced atomically)."""
         return self.root / "jobs.json"
+
+    @property
+    def sweep(self) -> Path:
+        """JSON of a sweep: its points and which stages each of them has (`launcher.sweep`). Other runs have none."""
+        return self.root / "sweep.json"
+
+    @property
+    def arrays(self) -> Path:
+        """The job arrays of a sweep that were submitted, oldest first (JSON, replaced atomically)."""
+        return self.root / "arrays.json"
+
+    def points(self, array: int) -> Path:
+        """Folder of an array's points; each has one below it, a run directory named by its array task."""
+        return self.root / "points" / str(array)
+
+    @property
+    def best(self) -> Path:
+        """Link to the best point's folder, made by the stage `select`: what follows is done in there."""
+        return self.root / "best"
 
     @property
     def code(self) -> Path:
@@ -76,25 +100,54 @@ class RunDir:
         """Logs and hand-over files of one attempt; attempts count from 1."""
         return self.root / "logs" / stage / f"attempt-{attempt}"
 
-    def rank_log(self, stage: str, attempt: int, rank: int) -> Path:
+    def ranks(self, stage: str, attempt: int, group: str = "") -> Path:
+        """What ranks leave of one attempt; of a stage with groups each group has a folder of its own."""
+        return self.attempt(stage, attempt) / group
+
+    def rank_log(self, stage: str, attempt: int, rank: int, group: str = "") -> Path:
         """stdout and stderr of one rank (srun --output=.../rank-%t.log)."""
-        return self.attempt(stage, attempt) / f"rank-{rank}.log"
+        return self.ranks(stage, attempt, group) / f"rank-{rank}.log"
 
     def rendezvous(self, stage: str, attempt: int) -> Path:
-        """JSON by rank 0: host and free port where the ranks of this attempt meet."""
-        return self.attempt(stage, attempt) / "rendezvous.json"
+        """Folder of JSON files, mode 0600: where the ranks of this attempt can be reached (see work/rendezvous.py)."""
+        return self.attempt(stage, attempt) / "rendezvous"
 
-    def failure(self, stage: str, attempt: int, rank: int, *, fatal: bool) -> Path:
+    def failure(self, stage: str, attempt: int, rank: int, *, fatal: bool, group: str = "") -> Path:
         """JSON by a rank that failed. The job script looks for `fatal-*`: with one, no other attempt is made."""
-        return self.attempt(stage, attempt) / f"{'fatal' if fatal else 'failure'}-{rank}.json"
+        return self.ranks(stage, attempt, group) / f"{'fatal' if fatal else 'failure'}-{rank}.json"
 
     def crashed(self, stage: str, attempt: int) -> Path:
         """Empty, made by the job script for an attempt that crashed; their number is bounded by max_attempts."""
         return self.attempt(stage, attempt) / "crashed"
 
+    def saved(self, stage: str, attempt: int) -> Path:
+        """Empty, made by a worker whose progress outlives the attempt; the job script bounds attempts without it."""
+        return self.attempt(stage, attempt) / "saved"
+
+    def stacks(self, stage: str, attempt: int, rank: int, group: str = "") -> Path:
+        """Where a rank was when the attempt hung."""
+        return self.ranks(stage, attempt, group) / f"stacks-{rank}.txt"
+
+    def sick(self, stage: str, attempt: int, node: str) -> Path:
+        """Empty, made by a rank that failed for a fault of its node."""
+        return self.attempt(stage, attempt) / f"sick-{node}"
+
+    def excluded(self, stage: str) -> Path:
+        """Nodes, a line each, that further attempts of a stage are kept away from; the job script writes it."""
+        return self.stage(stage) / "excluded"
+
+    def given_up(self, stage: str) -> Path:
+        """Why the job script makes no other attempt, a line; jobs of the stage that come later end at once."""
+        return self.stage(stage) / "given-up"
+
+    def not_before(self, stage: str) -> Path:
+        """Unix seconds before which the next attempt is not to begin, by the job script."""
+        return self.stage(stage) / "not-before"
+
     def cancelled(self, stage: str) -> Path:
         """Empty, made before a stage is cancelled: its job script must not ask for another attempt."""
         return self.stage(stage) / "cancelled"
 
-    def event_file(self, stage: str, attempt: int, rank: int) -> Path:
-        return self.events / f"{stage}.{attempt}.{rank}.jsonl"
+    def event_file(self, stage: str, attempt: int, rank: int, group: str = "") -> Path:
+        who = f"{group}-{rank}" if group else str(rank)
+        return self.events / f"{stage}.{attempt}.{who}.jsonl"

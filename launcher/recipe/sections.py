@@ -207,6 +207,28 @@ class ResourceTables(Section):
     """Serving."""
 
 
+class Resume(Section):
+    """How stages go on by themselves after a stop, a crash or a hang, with nobody logged in."""
+
+    mode: Literal["requeue", "chain"] | None = None
+    """requeue: the job goes back into the queue. chain: further jobs are submitted at once, each after the one before.
+    Not given: requeue, or chain where the site refuses requeueing."""
+    continuations: CountOrZero = 2
+    """Further jobs per stage (chain only)."""
+    backoff_seconds: CountOrZero = 30
+    """Wait after a crash; it doubles with each further one in a row."""
+    backoff_limit_seconds: CountOrZero = 900
+    """Longest such wait."""
+    idle_attempts: Count = 10
+    """Stops in a row without a new checkpoint after which a stage is given up."""
+    hang_factor: Annotated[float, Field(ge=0, le=1e6)] = 10.0
+    """A rank hangs when a step takes this many times the usual (median) one; 0 never looks."""
+    hang_floor_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Shorter silences are no hang, whatever is usual."""
+    hang_start_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """How long the first step may take, and writing a checkpoint or the result."""
+
+
 class Env(Section):
     """Environment variables of the jobs."""
 
@@ -256,11 +278,13 @@ class Sweep(Section):
     seed: Seed = 0
     """Seed of the draws."""
     concurrency: Count = 4
-    """Runs at a time."""
+    """Points at a time, in each stage."""
     metric: OneLine = "evaluate.accuracy"
-    """What the best run is chosen by."""
+    """What points are compared by: a stage, a dot, and the name of a metric in its result."""
     goal: Literal["maximize", "minimize"] = "maximize"
     """Which end of the metric is better."""
+    then: Literal["each", "best"] = "each"
+    """What comes after the stage of the metric: is done for each point, or once for the best one."""
 
 
 class Recipe(Section):
@@ -286,6 +310,8 @@ class Recipe(Section):
     """A server."""
     resources: ResourceTables = Field(default_factory=ResourceTables)
     """What stages ask of the scheduler."""
+    resume: Resume = Field(default_factory=Resume)
+    """How stages go on after a stop or a crash."""
     env: Env = Field(default_factory=Env)
     """Environment variables."""
     tracking: Tracking = Field(default_factory=Tracking)
