@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     "--rebuild", is_flag=True, help="First read the run folders of every site again: the index is only a copy."
 )
 @json_option
-def command(limit: int, rebuild: bool, as_json: bool) -> None:
+def command(limit: int, rebuild: bool, as_json: bool) -> int:
     """List runs, newest first, with how each of them stands.
+
+    The scheduler is asked once for all of them.
 
     \b
     Example:
@@ -30,43 +34,53 @@ def command(limit: int, rebuild: bool, as_json: bool) -> None:
     """
     if rebuild:
         _rebuild()
-    rows = [_row(row) for row in registry().runs(limit)]
+    known = registry().runs(limit)
+    states, trouble = _states(known)
+    rows = [{**vars(row), "run_dir": str(row.run_dir), "state": states[row.run_id]} for row in known]
+    if trouble:
+        say(f"no answer: {trouble}")
     if as_json:
         print_json(rows)
-        return
-    if not rows:
+    elif rows:
+        from launcher.view.console import data_console
+        from launcher.view.runs_table import show_runs
+
+        show_runs(rows, data_console())
+    else:
         say("no runs known; `swiftlaunch submit RECIPE` starts one, --rebuild finds those of a lost index")
-        return
-    from launcher.view.console import data_console
-    from launcher.view.runs_table import show_runs
-
-    show_runs(rows, data_console())
+    return 1 if trouble else 0
 
 
-def _row(row: RunRow) -> dict[str, Any]:
-    return {**vars(row), "run_dir": str(row.run_dir), "state": _state(row)}
+def _states(rows: Sequence[RunRow]) -> tuple[dict[str, str], str]:
+    """How each run stands in one word, and why the scheduler could not be asked, "" where it answered.
 
-
-def _state(row: RunRow) -> str:
-    """How a run stands in one word; UNKNOWN where its folder or its scheduler does not answer."""
+    UNKNOWN where the run's folder or its scheduler does not answer. One question for all runs to each scheduler.
+    """
     from launcher.rundir import RunDir
 
-    files = RunDir(row.run_dir)
-    stages = [script.stem for script in files.script("*").parent.glob("*.sh")]
-    if stages and all(files.result(stage).exists() for stage in stages):
-        return "COMPLETED"  # nobody has to be asked: a list of old runs costs little
-    from launcher import watch
-    from launcher.errors import SwiftlaunchError
+    states: dict[str, str] = {}
+    asked: dict[Path, str] = {}
+    for row in rows:
+        files = RunDir(row.run_dir)
+        stages = [script.stem for script in files.script("*").parent.glob("*.sh")]
+        if stages and all(files.result(stage).exists() for stage in stages):
+            states[row.run_id] = "COMPLETED"  # nobody has to be asked: a list of old runs costs little
+        else:
+            asked[row.run_dir] = row.run_id
+    trouble = ""
+    if asked:
+        from launcher import watch
 
-    try:
-        return watch.refresh(row.run_dir).state
-    except SwiftlaunchError:
-        return "UNKNOWN"
+        for run_dir, found in watch.refresh_all(asked).items():
+            if isinstance(found, watch.RunStatus):
+                states[asked[run_dir]] = found.state
+                trouble = trouble or found.trouble
+            else:
+                states[asked[run_dir]] = "UNKNOWN"
+    return states, trouble
 
 
 def _rebuild() -> None:
-    from pathlib import Path
-
     from launcher.cli.site_choice import all_sites
     from launcher.errors import InputError
     from launcher.sites import load_site

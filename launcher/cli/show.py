@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.messages import print_json
+from launcher.cli.messages import print_json, say
 from launcher.cli.parameters import json_option, run_argument
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command(name="show")
 @run_argument
 @json_option
-def command(run: RunRow, as_json: bool) -> None:
+def command(run: RunRow, as_json: bool) -> int:
     """Show everything about a run.
 
     Where it came from, what it made and with which software, its results, and where its files lie.
@@ -30,12 +30,15 @@ def command(run: RunRow, as_json: bool) -> None:
     from launcher import watch
     from launcher.view.details import details
 
-    status = watch.refresh(run.run_dir)
+    status = watch.refresh_or_trouble(run.run_dir)
+    if status.trouble:
+        say(f"no answer: {status.trouble}")
     found = details(watch.load_plan(run.run_dir), status)
     if as_json:
         print_json(found)
-        return
+        return 1 if status.trouble else 0
     from launcher.view.console import data_console
     from launcher.view.details import show_details
 
     show_details(found, data_console())
+    return 1 if status.trouble else 0

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def command(run: RunRow, follow: bool, as_json: bool) -> int:
     """Show how a run stands, a line for each stage.
 
-    RUN is a run id, a unique start of one, a recipe's name (its newest run), or "latest".
+    RUN is a run id, a unique start of one, a recipe's name (its newest run), or "latest". A stage that waits says why,
+    what can be done about it, and when the scheduler expects to start it. Where the scheduler does not answer, the
+    run's files are shown, and the exit code is 1.
 
     \b
     Example:
@@ -31,12 +33,13 @@ def command(run: RunRow, follow: bool, as_json: bool) -> int:
         return follow_run(run.run_dir, run.run_id, run.scheduler, as_json=as_json)
     from launcher import watch
 
-    status = watch.refresh(run.run_dir)
+    status = watch.refresh_or_trouble(run.run_dir)
+    code = 1 if status.trouble else 0
     if as_json:
         print_json(status.to_json())
-        return 0
+        return code
     from launcher.view.console import data_console
     from launcher.view.follow import show_status
 
     show_status(status, data_console())
-    return 0
+    return code

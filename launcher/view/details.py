@@ -64,7 +64,7 @@ def _stage(stage: Stage, status: StageStatus, files: RunDir, started: Event | No
         "started": status.started,
         "ended": status.ended,
         "elapsed": elapsed(status),
-        "error": status.error or status.reason,
+        "error": status.error or status.why or status.reason,
         "depends_on": list(stage.depends_on),
         "model_from": model.get("artifact_of") or model.get("path") or model.get("name") or "",
         "layout": stage.layout,

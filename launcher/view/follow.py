@@ -14,7 +14,7 @@ from launcher.states import State
 from launcher.units import show_seconds
 from launcher.view.course import Course, Courses
 from launcher.view.results import headline
-from launcher.view.words import clock, run_state_text, state_text
+from launcher.view.words import clock, run_state_text, soon, state_text
 from launcher.watch import RunStatus, StageStatus
 
 QUIET_SECONDS = 10.0  # between two plain lines of one stage whose state stays the same
@@ -55,6 +55,8 @@ class Board:
         for stage in status.stages:
             if stage.error:
                 yield Text.assemble((f"{stage.name}: ", "bold red"), stage.error)
+        if status.trouble:
+            yield Text.assemble(("no answer: ", "bold yellow"), status.trouble)
 
     def _note(self, stage: StageStatus, course: Course | None, *, wide: bool) -> Text:
         text = course.text(spark_width=16 if wide else 0) if course else self._servers[stage.name] or note(stage)
@@ -95,11 +97,18 @@ def note(stage: StageStatus) -> str:
     """What there is to say of a stage that reports no progress: its result, its reason or its estimate."""
     if stage.result is not None:
         return headline(stage.worker, stage.result.get("metrics", {}))
-    if stage.error or stage.reason:
-        return stage.error or stage.reason
+    if stage.error:
+        return stage.error
+    if stage.why or stage.reason:
+        return (stage.why or stage.reason) + _expected(stage)
     if stage.estimate_seconds is not None and not stage.state.terminal:
         return f"about {show_seconds(stage.estimate_seconds)}"
     return ""
+
+
+def _expected(stage: StageStatus) -> str:
+    """When a waiting stage may start, as the scheduler expects it now."""
+    return f"; may start {soon(stage.expected)}" if stage.expected is not None else ""
 
 
 def server_address(stage: StageStatus) -> str:
@@ -128,8 +137,13 @@ def _plain(statuses: Iterable[RunStatus], console: Console) -> RunStatus:
     progress: dict[str, tuple[float, str]] = {}
     courses: Courses | None = None
     last: RunStatus | None = None
+    trouble = ""
     for last in statuses:
         courses = courses or Courses(last.run_dir)
+        if last.trouble != trouble:
+            trouble = last.trouble
+            words = f"no answer: {trouble}" if trouble else "the scheduler answers again"
+            console.print(Text(f"{time.strftime('%H:%M:%S')}  {words}"), soft_wrap=True)
         for stage in last.stages:
             address = server_address(stage)
             state = (stage.state, max(stage.attempts, 1), address)  # that the first attempt began is no news

@@ -55,6 +55,15 @@ def moment(unix_seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_seconds))
 
 
+def soon(unix_seconds: float) -> str:
+    """A time to come, as short as it can be told: "now", "at 14:03", "on 2026-11-23 at 07:00"."""
+    if unix_seconds <= time.time() + 60:
+        return "now"
+    when = time.localtime(unix_seconds)
+    day = "" if when[:3] == time.localtime()[:3] else f"on {time.strftime('%Y-%m-%d', when)} "
+    return f"{day}at {time.strftime('%H:%M', when)}"
+
+
 def engine(stage: Stage) -> str:
     """The engine or method that does a stage, as its options say it: "megatron sft", "gptq 4 bit", "vllm"."""
     options = stage.options
