@@ -122,7 +122,7 @@ def _insert(database: sqlite3.Connection, row: RunRow) -> None:
 
 
 def _rows_on_disk(root: Path) -> Iterator[RunRow]:
-    for path in sorted(root.glob("*/plan.json")):
+    for path in sorted(root.glob("[!.]*/plan.json")):  # with a dot: a submission that was cut while it was written
         try:
             plan = json.loads(path.read_text(encoding="utf-8"))
             yield RunRow(

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from launcher.registry import Registry, RunRow
 
 
-def _find_run(context: click.Context, parameter: click.Parameter, text: str) -> RunRow | None:
-    return None if context.resilient_parsing else registry().find(text)
+def find_run(context: click.Context, parameter: click.Parameter, text: str | None) -> RunRow | None:
+    """The run that an argument or option means; None where it was not given."""
+    return None if text is None or context.resilient_parsing else registry().find(text)
 
 
 def _complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -40,7 +41,7 @@ def prepared(recipe: Path, overrides: tuple[str, ...], site_name: str) -> Prepar
 
 
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
-run_argument = click.argument("run", callback=_find_run, shell_complete=_complete_run)
+run_argument = click.argument("run", callback=find_run, shell_complete=_complete_run)
 
 site_option = click.option(
     "--site",

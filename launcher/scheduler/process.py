@@ -17,6 +17,7 @@ from types import FrameType
 from launcher.errors import SchedulerError
 
 TERMINATE_SECONDS = 5.0  # between TERM and KILL
+_handed_on: list[int] = []  # file descriptors that what is started keeps open
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def run(
                 env=None if env is None else dict(env),
                 cwd=cwd,
                 start_new_session=True,
+                pass_fds=_handed_on,
             )
         stdout, stderr = _read(process, timeout, on_line)
         return Finished(process.returncode, stdout, stderr)
@@ -84,6 +86,16 @@ def run(
             for pipe in (process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()
+
+
+@contextmanager
+def handing_on(handle: int) -> Iterator[None]:
+    """Within this block what `run` starts holds this file open too, and so a lock on it: it may outlive us."""
+    _handed_on.append(handle)
+    try:
+        yield
+    finally:
+        _handed_on.remove(handle)
 
 
 @contextmanager
