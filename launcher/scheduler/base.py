@@ -49,7 +49,14 @@ class Scheduler(Protocol):
     def submit(
         self, script: Path, *, depends_on: Sequence[str] = (), dependency_kind: str = "afterok", array: str = ""
     ) -> str:
-        """Hand in a batch script; returns the job id. `array` is sbatch's --array text, "0-9%2"."""
+        """Hand in a batch script; returns the job id. `array` is sbatch's --array text, "0-9%2".
+
+        An id of `depends_on` may have a kind of its own: "aftercorr:12".
+        """
+        ...
+
+    def largest_array(self) -> int:
+        """How many tasks an array may have, numbered from 0; 0 where there are no arrays."""
         ...
 
     def jobs(self, ids: Sequence[str], *, since: float | None = None) -> dict[str, Job]:
@@ -71,6 +78,12 @@ class Scheduler(Protocol):
     def cancel(self, ids: Sequence[str]) -> None:
         """End these jobs; ids of jobs that have ended already are passed over."""
         ...
+
+
+def with_kind(dependency: str, default: str) -> tuple[str, str]:
+    """ "12" -> (default, "12"), "aftercorr:12" -> ("aftercorr", "12")."""
+    kind, _, job_id = dependency.rpartition(":")
+    return kind or default, job_id
 
 
 _WORST_FIRST = (

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from launcher.errors import Fault, InputError, UserError
 from launcher.record import write_text
-from launcher.scheduler.base import Job, Machine, whole_array
+from launcher.scheduler.base import Job, Machine, whole_array, with_kind
 from launcher.scheduler.local import environment, folders, launch
 from launcher.scheduler.local.config import Timing, remember
 from launcher.scheduler.local.resources import too_much
-from launcher.scheduler.local.script import DEPENDENCIES, parse_array, parse_dependencies, parse_script
+from launcher.scheduler.local.script import DEPENDENCIES, MAX_ARRAY, parse_array, parse_dependencies, parse_script
 from launcher.scheduler.local.table import Row, Table
 from launcher.states import State
 
@@ -74,6 +74,10 @@ class LocalScheduler:
         launch.start_supervisor(self._state_dir)
         return str(ids[0])
 
+    def largest_array(self) -> int:
+        """See Scheduler.largest_array."""
+        return MAX_ARRAY
+
     def jobs(self, ids: Sequence[str], *, since: float | None = None) -> dict[str, Job]:
         """See Scheduler.jobs. Starts the supervisor where one was killed while there is work."""
         self._pick_up()
@@ -110,7 +114,7 @@ def _dependencies(kind: str, ids: Sequence[str]) -> tuple[tuple[str, str], ...]:
     if not ids:
         return ()
     try:
-        return parse_dependencies(":".join([kind, *ids]))
+        return parse_dependencies(",".join(":".join(with_kind(job_id, kind)) for job_id in ids))
     except ValueError as error:
         raise UserError(str(error), where="--dependency", hint=f"kinds: {', '.join(DEPENDENCIES)}") from None
 

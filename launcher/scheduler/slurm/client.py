@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from launcher.errors import SchedulerError, UserError
-from launcher.scheduler.base import Job
+from launcher.scheduler.base import Job, with_kind
 from launcher.scheduler.local.script import parse_script
 from launcher.scheduler.process import Finished
 from launcher.scheduler.slurm import ask
@@ -34,6 +34,7 @@ _ALL_STATES = "BF,CA,CD,DL,F,NF,OOM,PD,PR,R,RQ,RS,RV,S,TO"
 _RECOVERY_SECONDS = 60.0  # how long a controller that hangs is waited for after a submission
 _BUSY_TRIES = 5  # of a submission that a busy controller turns away
 _CLOCK_SKEW_SECONDS = 30.0  # between this computer and the controller
+_MET_BY_END = ("afterok", "afterany")  # once a job has ended well there is nothing to wait for
 _FRESH_SECONDS = 1.0  # nothing ends and is forgotten so soon: MinJobAge is at least two seconds
 
 
@@ -52,8 +53,8 @@ class SlurmScheduler:
         SchedulerError where it could not be found in a minute.
         """
         words = ["sbatch", "--parsable"]
-        if wanted := self._unmet(script, depends_on, dependency_kind):
-            words.append(f"--dependency={':'.join([dependency_kind, *wanted])}")
+        if wanted := self._unmet(script, [with_kind(job_id, dependency_kind) for job_id in depends_on]):
+            words.append("--dependency=" + ",".join(":".join(dependency) for dependency in wanted))
         if array:
             words.append(f"--array={array}")
         job_id = self._sbatch(script, [*words, str(script)])
@@ -74,26 +75,41 @@ class SlurmScheduler:
             ask.wait(2**pause)  # it was turned away before anything was done
         raise ask.failure("sbatch", answer, where=str(script))
 
-    def _unmet(self, script: Path, depends_on: Sequence[str], kind: str) -> list[str]:
-        """The jobs of `depends_on` that sbatch has to be told of.
+    def _unmet(self, script: Path, dependencies: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The dependencies (kind, job) that sbatch has to be told of.
 
         slurmctld takes an id that it has forgotten for one that is met, even if that job failed: we look first.
         """
-        lately = time.monotonic() - _FRESH_SECONDS
-        fresh = [job_id for job_id in depends_on if self._submitted.get(job_id, lately) > lately]
-        jobs = self.jobs([job_id for job_id in depends_on if job_id not in fresh]).values()
-        failed = [job for job in jobs if job.state.terminal and not job.state.succeeded and kind == "afterok"]
+        fresh = {
+            job_id for _, job_id in dependencies if time.monotonic() - self._submitted.get(job_id, 0.0) < _FRESH_SECONDS
+        }
+        jobs = self.jobs([job_id for _, job_id in dependencies if job_id not in fresh])
+        ended = {job_id for job_id, job in jobs.items() if job.state.terminal}
+        failed = [
+            job
+            for kind, job_id in dependencies
+            if kind == "afterok" and job_id in ended
+            for job in [jobs[job_id]]
+            if not job.state.succeeded
+        ]
         if failed:
             text = ", ".join(f"{job.job_id} ({job.state.value})" for job in failed)
             raise UserError(f"depends on jobs that have not succeeded: {text}", where=str(script))
-        if unknown := [job.job_id for job in jobs if job.state is State.UNKNOWN]:
+        if unknown := [job.job_id for job in jobs.values() if job.state is State.UNKNOWN]:
             raise SchedulerError(
                 f"depends on jobs that Slurm does not know: {', '.join(unknown)}",
                 where=str(script),
                 hint="Slurm would take them for done; cancel the stage they belong to and resume",
             )
-        needed = [job.job_id for job in jobs if not (job.state.terminal and kind in ("afterok", "afterany"))]
-        return [job_id for job_id in depends_on if job_id in needed or job_id in fresh]
+        return [(kind, job_id) for kind, job_id in dependencies if not (job_id in ended and kind in _MET_BY_END)]
+
+    def largest_array(self) -> int:
+        """See Scheduler.largest_array: Slurm's MaxArraySize, which task numbers stay below."""
+        answer = ask.ask(["scontrol", "show", "config"])
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, re.MULTILINE)
+        if answer.returncode != 0 or found is None:
+            raise ask.failure("scontrol show config", answer)
+        return int(found[1])
 
     def _submitted_after_all(self, script: Path, answer: Finished, begun: float) -> str:
         """The id of a job whose submission was not confirmed. `begun` is Unix seconds."""
@@ -127,7 +143,11 @@ class SlurmScheduler:
         _check_ids(ids)
         masters = ",".join(sorted({master(job_id) for job_id in ids}, key=int))
         known = merge(self._squeue([f"--jobs={masters}"]), self._sacct([f"--jobs={masters}"], since))
-        return {job_id: pick(job_id, known) for job_id in ids}
+        arrays: dict[str, list[Job]] = {}
+        for job in known:
+            arrays.setdefault(master(job.job_id), []).append(job)
+        exact = {job.job_id: job for job in known}
+        return {job_id: exact.get(job_id) or pick(job_id, arrays.get(master(job_id), ())) for job_id in ids}
 
     def find(self, comment: str, *, since: float | None = None) -> list[Job]:
         """See Scheduler.find."""
