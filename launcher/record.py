@@ -1,7 +1,8 @@
 """Events: what happened in a run, as JSON lines that are only ever appended.
 
 One file per stage, attempt and rank, so no two processes write to the same file on a shared file system.
-Kinds and their fields (besides `time` in Unix seconds, `kind`, `stage`, `attempt`, `rank`):
+Kinds and their fields (besides `time` in Unix seconds, `kind`, `stage`, `attempt`, `rank`, and `group` in a stage
+that has groups):
 
     attempt_started  job_id, host, pid, world_size, versions {package: version}
     resumed          step
@@ -27,9 +28,9 @@ Event = dict[str, Any]
 class Recorder:
     """Appends events of one rank; each is one write, so a reader sees whole lines or a cut last one."""
 
-    def __init__(self, path: Path, *, stage: str, attempt: int, rank: int) -> None:
+    def __init__(self, path: Path, *, stage: str, attempt: int, rank: int, group: str = "") -> None:
         self.path = path
-        self._common = {"stage": stage, "attempt": attempt, "rank": rank}
+        self._common = {"stage": stage, "attempt": attempt, "rank": rank, **({"group": group} if group else {})}
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def event(self, kind: str, time: float, **fields: Any) -> None:

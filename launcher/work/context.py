@@ -6,16 +6,16 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import WorkerError
-from launcher.plan import Plan, Stage
+from launcher.plan import Group, Plan, Stage
 from launcher.record import Recorder, read_json, write_json
 from launcher.rundir import RunDir
+from launcher.work.rendezvous import Expected, Member, Rendezvous
 
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: state is saved, run me again
 EXIT_FATAL = 78  # EX_CONFIG: another attempt would end the same way
@@ -28,7 +28,10 @@ class Requeue(Exception):
 
 @dataclass
 class Context:
-    """One rank of one attempt of one stage."""
+    """One rank of one attempt of one stage.
+
+    In a stage with groups, `stage` is what this rank's group is and has, and `rank` and `world_size` count its ranks.
+    """
 
     plan: Plan
     stage: Stage
@@ -40,6 +43,10 @@ class Context:
     recorder: Recorder
     end_time: float | None  # Unix seconds at which the scheduler ends the job; None where it does not say
     stop_signal: int = field(default=0)
+    job_id: str = ""  # the leader's, of a heterogeneous job
+    group: str = ""  # "" in a stage without groups
+    start: int = 1  # how often this group was started in this attempt
+    nodes: tuple[str, ...] = ()  # all nodes of the stage; empty where the job script does not say
 
     @property
     def options(self) -> dict[str, Any]:
@@ -59,7 +66,12 @@ class Context:
         self.event("progress", done=done, total=total, unit=unit)
 
     def finish(self, *, metrics: Mapping[str, Any], artifacts: Mapping[str, Any] | None = None) -> None:
-        """Write the stage's result; call it on the main rank, last. Its existence means success."""
+        """Write the stage's result; call it on the main rank of the leading group, last. Its existence means success.
+
+        Raises ValueError in another group.
+        """
+        if self.stage.groups and self.group != self.stage.groups[0].name:
+            raise ValueError(f"the result is group {self.stage.groups[0].name}'s to write, not group {self.group}'s")
         write_json(
             self.files.result(self.stage.name),
             {
@@ -76,6 +88,10 @@ class Context:
         if result is None:
             raise FileNotFoundError(self.files.result(stage))
         return dict(result)
+
+    def saved(self) -> None:
+        """Say that what this attempt did is kept; attempts that keep nothing are bounded. Call it on any rank."""
+        self.files.saved(self.stage.name, self.attempt).touch()
 
     @property
     def stop_requested(self) -> bool:
@@ -112,15 +128,66 @@ class Context:
         signal.signal(signal.SIGTERM, note)
 
     def rendezvous(self, *, timeout_seconds: float = 300.0) -> tuple[str, int]:
-        """Host and port where torch.distributed of this attempt meets; rank 0 chooses a free port."""
-        path = self.files.rendezvous(self.stage.name, self.attempt)
-        if self.is_main:
-            with closing(socket.socket()) as probe:
-                probe.bind(("", 0))
-                port = probe.getsockname()[1]
-            write_json(path, {"host": _own_host(self.stage.resources.nodes), "port": port})
-        found = wait_for(lambda: read_json(path), timeout_seconds=timeout_seconds, what=f"rank 0's address in {path}")
-        return str(found["host"]), int(found["port"])
+        """Host and port where torch.distributed of this rank's group meets; rank 0 chooses a free port.
+
+        Raises TimeoutError that names rank 0, Requeue if a stop is asked for meanwhile.
+        """
+        return self._rendezvous().own_world("torch", timeout_seconds=timeout_seconds)
+
+    def announce(self, service: str, port: int) -> Member:
+        """Tell all groups where this rank listens; do it after listening has begun."""
+        return self._rendezvous().announce(service, port)
+
+    def members(
+        self,
+        service: str,
+        group: str,
+        *,
+        ranks: Sequence[int] | None = None,
+        after: int = 0,
+        timeout_seconds: float = 300.0,
+    ) -> list[Member]:
+        """Where these ranks of a group (None: all) offer a service, as announced since its newest start.
+
+        A group that was started again has another `start`: with `after` only later ones count. Raises TimeoutError
+        that names who is late and its node, Requeue if a stop is asked for meanwhile.
+        """
+        found = self._rendezvous()
+        return found.members(service, group, ranks=ranks, after=after, timeout_seconds=timeout_seconds)
+
+    def _rendezvous(self) -> Rendezvous:
+        return Rendezvous(
+            self.files.rendezvous(self.stage.name, self.attempt),
+            job_id=self.job_id,
+            attempt=self.attempt,
+            group=self.group,
+            start=self.start,
+            rank=self.rank,
+            host=_own_host(_nodes_of(self.stage)),
+            expected=self._expected(),
+            interrupt=self._stop_waiting,
+        )
+
+    def _expected(self) -> dict[str, Expected]:
+        if not self.stage.groups:
+            per_node = self.stage.resources.tasks_per_node
+            return {"": Expected(tuple(self._node(rank // per_node) for rank in range(self.world_size)))}
+        return {
+            group.name: Expected(
+                tuple(
+                    self._node(group.first_node + rank // group.resources.tasks_per_node)
+                    for rank in range(group.resources.world_size)
+                )
+            )
+            for group in self.stage.groups
+        }
+
+    def _node(self, index: int) -> str:
+        return self.nodes[index] if index < len(self.nodes) else ""
+
+    def _stop_waiting(self) -> None:
+        if self.stop_requested:
+            raise Requeue(signal.Signals(self.stop_signal).name)
 
 
 def wait_for(ready: Callable[[], Any], *, timeout_seconds: float, what: str) -> Any:
@@ -134,25 +201,53 @@ def wait_for(ready: Callable[[], Any], *, timeout_seconds: float, what: str) -> 
 
 
 def from_environment(plan: Plan, stage_name: str, environ: Mapping[str, str]) -> Context:
-    """The context that the job script and srun describe in SLURM_* variables."""
+    """The context that the job script and srun describe in SLURM_* and SWIFTLAUNCH_* variables."""
     files = RunDir(Path(plan.run_dir))
     rank = int(environ.get("SLURM_PROCID", "0"))
     attempt = int(environ.get("SWIFTLAUNCH_ATTEMPT", "1"))
     end_time = environ.get("SLURM_JOB_END_TIME", "")
+    group = environ.get("SWIFTLAUNCH_GROUP", "")
+    stage = plan.stage(stage_name)
+    events = files.event_file(stage_name, attempt, rank, group)
     return Context(
         plan=plan,
-        stage=plan.stage(stage_name),
+        stage=_as_group(stage, stage.group(group)) if group else stage,
         files=files,
         rank=rank,
         world_size=int(environ.get("SLURM_NTASKS", "1")),
         local_rank=int(environ.get("SLURM_LOCALID", "0")),
         attempt=attempt,
-        recorder=Recorder(files.event_file(stage_name, attempt, rank), stage=stage_name, attempt=attempt, rank=rank),
+        recorder=Recorder(events, stage=stage_name, attempt=attempt, rank=rank, group=group),
         end_time=float(end_time) if end_time.isdigit() else None,
+        job_id=environ.get("SLURM_JOB_ID", ""),
+        group=group,
+        start=int(environ.get("SWIFTLAUNCH_GROUP_START", "1")),
+        nodes=tuple(environ.get("SWIFTLAUNCH_NODES", "").split()),
     )
+
+
+def _as_group(stage: Stage, group: Group) -> Stage:
+    """The stage as the ranks of one of its groups see it."""
+    return replace(
+        stage,
+        worker=group.worker,
+        resources=group.resources,
+        environment=group.environment,
+        options=group.options,
+    )
+
+
+def _nodes_of(stage: Stage) -> int:
+    """Number of nodes of all groups together."""
+    return max((group.first_node + group.resources.nodes for group in stage.groups), default=stage.resources.nodes)
+
+
+def node_name() -> str:
+    """This node, as the scheduler calls it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _own_host(nodes: int) -> str:
     if nodes == 1:
         return "127.0.0.1"
-    return os.environ.get("SWIFTLAUNCH_RENDEZVOUS_HOST") or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return os.environ.get("SWIFTLAUNCH_RENDEZVOUS_HOST") or node_name()
