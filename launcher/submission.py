@@ -20,7 +20,7 @@ from launcher.registry import Registry, RunRow, registry_path
 from launcher.rundir import RunDir
 from launcher.scheduler import Scheduler, default_state_dir, open_scheduler
 from launcher.scheduler.base import Machine
-from launcher.scheduler.process import handing_on
+from launcher.scheduler.process import handing_on, hiding
 from launcher.sites import Site, usable_python
 
 # What a job imports: words and records, and work/. Everything else stays on the login node.
@@ -90,9 +90,11 @@ def resume(run_dir: Path, plan: Plan, active_jobs: Callable[[], Mapping[str, str
                 pending.append(stage)
         scheduler.cancel([active.pop(stage.name) for stage in pending if stage.name in active])
         for stage in pending:
-            files.cancelled(stage.name).unlink(missing_ok=True)
+            # a person looked at it: it is not given up, any node will do, crashes count from zero again
+            for name in (files.cancelled, files.given_up, files.excluded, files.not_before):
+                name(stage.name).unlink(missing_ok=True)
             for marker in files.root.glob(f"logs/{stage.name}/attempt-*/crashed"):
-                marker.unlink()  # a person looked at it: crashes count from zero again
+                marker.unlink()
         _submit_stages(plan, scheduler, pending=pending, active=active)
     return [stage.name for stage in pending]
 
@@ -128,7 +130,9 @@ def _submit_stages(plan: Plan, scheduler: Scheduler, *, pending: Sequence[Stage]
         depends_on = [known[name] for name in stage.depends_on if name in known]
         noted[stage.name].append("")
         write_json(files.jobs, noted)
-        known[stage.name] = noted[stage.name][-1] = scheduler.submit(files.script(stage.name), depends_on=depends_on)
+        with hiding(plan.secrets):  # they reach jobs in secrets.sh alone
+            job_id = scheduler.submit(files.script(stage.name), depends_on=depends_on)
+        known[stage.name] = noted[stage.name][-1] = job_id
     write_json(files.jobs, noted)
 
 

@@ -18,6 +18,7 @@ from launcher.errors import SchedulerError
 
 TERMINATE_SECONDS = 5.0  # between TERM and KILL
 _handed_on: list[int] = []  # file descriptors that what is started keeps open
+_hidden: list[str] = []  # variables that what is started does not get
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def run(
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=None if env is None else dict(env),
+                env={name: value for name, value in (env or os.environ).items() if name not in _hidden},
                 cwd=cwd,
                 start_new_session=True,
                 pass_fds=_handed_on,
@@ -96,6 +97,17 @@ def handing_on(handle: int) -> Iterator[None]:
         yield
     finally:
         _handed_on.remove(handle)
+
+
+@contextmanager
+def hiding(names: Sequence[str]) -> Iterator[None]:
+    """Within this block what `run` starts does not get these variables: Slurm keeps the environment of sbatch."""
+    _hidden.extend(names)
+    try:
+        yield
+    finally:
+        for name in names:
+            _hidden.remove(name)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={accounting_port}
 AccountingStoragePass={dir}/run/munge.socket
-AccountingStoreFlags=job_comment
+AccountingStoreFlags=job_comment,job_script,job_env
 AccountingStorageTRES=gres/gpu
 """
 SLURMDBD_CONF = """\
