@@ -70,6 +70,11 @@ class RunDir:
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
 
+    @property
+    def tokens(self) -> Path:
+        """Tokenised training data, beside the runs: all runs of the folder share it, and it can be deleted."""
+        return self.root.parent / ".tokens"
+
     def script(self, stage: str) -> Path:
         return self.root / "scripts" / f"{stage}.sh"
 
@@ -87,6 +92,10 @@ class RunDir:
 
     def checkpoints(self, stage: str) -> Path:
         return self.stage(stage) / "checkpoints"
+
+    def reference(self, stage: str) -> Path:
+        """Log-probabilities of the training answers before training."""
+        return self.stage(stage) / "reference.json"
 
     def endpoint(self, stage: str) -> Path:
         """JSON of a running server: host, port, model, engine, pid. Removed when it stops."""

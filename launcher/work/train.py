@@ -5,7 +5,7 @@ from __future__ import annotations
 from launcher.errors import WorkerError
 from launcher.work.context import Context
 
-METHODS = ("cpt", "sft")
+METHODS = ("cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo")
 TUNERS = ("full", "lora", "rslora")
 
 
@@ -16,7 +16,7 @@ def run(context: Context) -> None:
         raise WorkerError(f"no such engine: {train['engine']!r}", where="train.engine", hint="megatron")
     if train["method"] not in METHODS:
         raise WorkerError(
-            f"the megatron engine cannot do {train['method']!r}", where="train.method", hint=" or ".join(METHODS)
+            f"the megatron engine cannot do {train['method']!r}", where="train.method", hint=", ".join(METHODS)
         )
     if train["tuner"] not in TUNERS:
         raise WorkerError(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,9 +12,11 @@ import torch.distributed as dist
 
 from launcher.errors import WorkerError
 from launcher.work.context import Context, Requeue
-from launcher.work.megatron.batches import Batch, Batches
+from launcher.work.megatron.batches import Batch, Stream
 from launcher.work.megatron.checkpoint import Checkpoints, Progress
+from launcher.work.megatron.forward import forward_backward, reports_alone
 from launcher.work.megatron.model import Model
+from launcher.work.megatron.objective import NextToken, Preference
 from launcher.work.megatron.optimizer import set_rates
 
 
@@ -27,7 +28,8 @@ class Loop:
         context: Context,
         model: Model,
         optimizer: Any,
-        batches: Batches,
+        batches: Stream[Any],
+        objective: NextToken | Preference,
         checkpoints: Checkpoints,
         *,
         steps: int,
@@ -37,7 +39,7 @@ class Loop:
         self.context = context
         self.train: Mapping[str, Any] = context.options["train"]
         self.model, self.optimizer = model, optimizer
-        self.batches, self.checkpoints = batches, checkpoints
+        self.batches, self.objective, self.checkpoints = batches, objective, checkpoints
         self.steps = steps
         self.every = int(self.train["checkpoint"]["every_steps"])
         self.non_finite: list[str] = []  # ids of this rank's samples whose loss was not a number
@@ -53,13 +55,15 @@ class Loop:
         while progress.step < self.steps:
             started = time.monotonic()
             rate = set_rates(self.optimizer, self.train, progress.step, self.steps)
-            loss, stop = self._forward_backward(progress.step)
+            figures, stop = self._forward_backward(progress.step)
             norm = self._update(progress.step)
             seconds = time.monotonic() - started
-            tokens = sum(len(sample.tokens) - 1 for sample in self.batches.of_step(progress.step))
-            progress = Progress(progress.step + 1, progress.tokens + tokens, progress.seconds + seconds, loss)
+            tokens = sum(sample.length for sample in self.batches.of_step(progress.step))
+            progress = Progress(
+                progress.step + 1, progress.tokens + tokens, progress.seconds + seconds, figures["loss"]
+            )
             if self.context.is_main:
-                self._report(board, progress, norm=norm, rate=rate, tokens=tokens, seconds=seconds)
+                self._report(board, progress, figures, norm=norm, rate=rate, tokens=tokens, seconds=seconds)
             if stop or progress.step % self.every == 0 or progress.step == self.steps:
                 self._save(progress)
                 saved = progress.step
@@ -69,54 +73,45 @@ class Loop:
             board.close()
         return progress
 
-    def _forward_backward(self, step: int) -> tuple[float, bool]:
-        """Loss per token of the global batch, and whether any rank was asked to stop. Gradients are left in place."""
-        from megatron.core import parallel_state
-        from megatron.core.pipeline_parallel import get_forward_backward_func
-
-        chunks = self.model.chunks
+    def _forward_backward(self, step: int) -> tuple[dict[str, float], bool]:
+        """Loss and figures of the global batch, and whether any rank was asked to stop. Gradients are left in place."""
+        objective, chunks = self.objective, self.model.chunks
         for chunk in chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        iterators = [self.batches.micro(step) for _ in chunks]
-        reports = get_forward_backward_func()(
-            forward_step_func=self._forward,
-            data_iterator=iterators if len(chunks) > 1 else iterators[0],
-            model=chunks if len(chunks) > 1 else chunks[0],
-            num_microbatches=self.batches.micro_batches,
-            seq_length=self.batches.sequence_length,
-            micro_batch_size=self.batches.micro_batch_size,
-            forward_only=False,
+        reports = forward_backward(
+            chunks,
+            objective.begin(step),
+            self._loss,
+            count=self.batches.micro_batches,
+            sequences=self.batches.micro_batch_size * objective.sequences,
+            length=self.batches.sequence_length,
+            labels=objective.labels,
         )
-        # [loss, tokens, stops]: every part of the loss is counted once, on the last stage's first tensor rank
-        totals = torch.zeros(3, dtype=torch.float64)
-        if (
-            parallel_state.is_pipeline_last_stage(ignore_virtual=True)
-            and parallel_state.get_tensor_model_parallel_rank() == 0
-        ):
+        # [loss, what it is divided by, sums of figures, how often each counts, stops]
+        totals = torch.zeros(3 + 2 * len(objective.figures), dtype=torch.float64)
+        if reports_alone():
             for report in reports:
-                totals[:2] += report["loss"].double().cpu()
-        totals[2] = float(self.context.stop_requested)
+                totals[:-1] += report.double().cpu()
+        totals[-1] = float(self.context.stop_requested)
         totals = totals.to("cuda")
         dist.all_reduce(totals)
-        loss = float(totals[0] / totals[1])
-        if not math.isfinite(loss):
-            self._refuse(step, f"the loss is {loss}", ids=self._gathered_ids())
-        return loss, bool(totals[2])
+        loss, divisor, *sums, stops = totals.tolist()
+        figures = {"loss": loss / divisor}
+        if not math.isfinite(figures["loss"]):
+            self._refuse(step, f"the loss is {figures['loss']}", ids=self._gathered_ids())
+        half = len(objective.figures)
+        for name, total, count in zip(objective.figures, sums[:half], sums[half:], strict=True):
+            if count:  # a batch may hold no answer of a kind
+                figures[name] = total / count
+        return figures, bool(stops)
 
-    def _forward(self, iterator: Iterator[Batch], chunk: Any) -> tuple[Any, Any]:
-        """One micro-batch through one chunk; Megatron-core calls the returned function on the last stage only."""
-        batch = next(iterator)
-        out = chunk(input_ids=batch.tokens, position_ids=batch.positions, attention_mask=None, labels=batch.labels)
-        return out, functools.partial(self._loss, batch)
-
-    def _loss(self, batch: Batch, losses: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """The summed loss, the tokens that it is over, and both for the report. `losses` is [sequences, tokens]."""
-        loss = (losses.float() * batch.loss_mask).sum()
-        tokens = batch.loss_mask.sum()
+    def _loss(self, batch: Batch, out: Any) -> tuple[Any, Any, Any]:
+        """The objective's; samples whose loss is not a number are remembered."""
+        loss, divisor, report = self.objective.loss(batch, out)
         if not torch.isfinite(loss.detach()):
             self.non_finite += batch.ids
-        return loss, tokens.to(torch.int), {"loss": torch.stack([loss.detach(), tokens])}
+        return loss, divisor, report
 
     def _update(self, step: int) -> float:
         """Clip and apply the gradients; returns their norm before clipping."""
@@ -152,9 +147,19 @@ class Loop:
 
         return SummaryWriter(str(self.context.files.tensorboard), purge_step=step + 1)
 
-    def _report(self, board: Any, progress: Progress, *, norm: float, rate: float, tokens: int, seconds: float) -> None:
+    def _report(
+        self,
+        board: Any,
+        progress: Progress,
+        figures: Mapping[str, float],
+        *,
+        norm: float,
+        rate: float,
+        tokens: int,
+        seconds: float,
+    ) -> None:
         figures = {
-            "loss": progress.loss,
+            **figures,
             "grad_norm": norm,
             "learning_rate": rate,
             "tokens_per_second": tokens / seconds,

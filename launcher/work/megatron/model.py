@@ -61,6 +61,17 @@ def build(path: Path, train: Mapping[str, Any], layout: Layout) -> Model:
     return Model(config, bare, [_adapt(chunk, train) for chunk in bare])
 
 
+def frozen(path: Path, train: Mapping[str, Any], layout: Layout) -> list[Any]:
+    """Chunks of the model as it is in its folder, without gradients: what training is compared with."""
+    from megatron.core.transformer.module import Float16Module
+
+    model = build(path, {**train, "tuner": "full"}, layout)
+    for chunk in model.bare:
+        chunk.requires_grad_(False)
+        chunk.eval()
+    return [Float16Module(model.config, chunk) if train["precision"] == "bf16" else chunk for chunk in model.bare]
+
+
 def wrap(model: Model, train: Mapping[str, Any], *, distributed_optimizer: bool) -> None:
     """Wrap the chunks for mixed precision and data parallelism."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads

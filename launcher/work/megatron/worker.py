@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 from launcher.topology import Layout
 from launcher.work.context import Context
@@ -28,24 +29,31 @@ def run(context: Context) -> None:
     from transformers import AutoTokenizer
 
     from launcher.work.megatron.artifact import save_artifact
-    from launcher.work.megatron.batches import Batches, tokenise
+    from launcher.work.megatron.batches import Batches, Stream, tokenise
     from launcher.work.megatron.checkpoint import Checkpoints, Progress
     from launcher.work.megatron.loop import Loop
     from launcher.work.megatron.model import build, wrap
+    from launcher.work.megatron.objective import NextToken, Preference
     from launcher.work.megatron.optimizer import make_optimizer
+    from launcher.work.megatron.pairs import PairBatches
+    from launcher.work.megatron.preference import METHODS, pair_batches, preference
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    samples = tokenise(rows, tokenizer, method=train["method"], sequence_length=int(train["sequence_length"]))
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    batches = Batches(
-        samples,
-        train,
-        padding=int(padding),
-        replica=parallel_state.get_data_parallel_rank(),
-        replicas=parallel_state.get_data_parallel_world_size(),
-        context_rank=parallel_state.get_context_parallel_rank(),
-        context_ranks=layout.context,
-    )
+    place: dict[str, Any] = {
+        "padding": int(padding),
+        "replica": parallel_state.get_data_parallel_rank(),
+        "replicas": parallel_state.get_data_parallel_world_size(),
+        "context_rank": parallel_state.get_context_parallel_rank(),
+        "context_ranks": layout.context,
+    }
+    batches: Stream[Any]
+    if train["method"] in METHODS:
+        batches = pair_batches(rows, tokenizer, train, place)
+    else:
+        samples = tokenise(rows, tokenizer, method=train["method"], sequence_length=int(train["sequence_length"]))
+        batches = Batches(samples, train, **place)
+    samples = batches.samples
     steps = train.get("steps") or math.ceil(train["epochs"] * len(samples) / batches.global_batch_size)
 
     distributed = parallel_state.get_data_parallel_world_size(with_context_parallel=True) > 1
@@ -62,13 +70,20 @@ def run(context: Context) -> None:
         keep=int(train["checkpoint"]["keep_last"]),
         save_optimizer=bool(train["checkpoint"].get("save_optimizer", True)),
     )
+    objective: NextToken | Preference
+    if isinstance(batches, PairBatches):
+        file = context.files.reference(context.stage.name)
+        objective = preference(model, batches, train, layout, base=base, data=data_hash, file=file)
+    else:
+        objective = NextToken(batches)
     progress = checkpoints.load() or Progress()
     if progress.step and context.is_main:
         context.event("resumed", step=progress.step)
     if context.is_main:
         context.event("metric", name="prepare_seconds", value=time.monotonic() - started)
 
-    progress = Loop(context, model, optimizer, batches, checkpoints, steps=int(steps)).train_until_done(progress)
+    loop = Loop(context, model, optimizer, batches, objective, checkpoints, steps=int(steps))
+    progress = loop.train_until_done(progress)
 
     artifact = context.files.artifact(context.stage.name)
     save_artifact(model, artifact, train, base=base)

@@ -1,0 +1,142 @@
+"""Batches of preference methods: two sequences belong together and go through the model in one forward pass.
+
+Of most methods the two are the chosen and the rejected answer to a prompt. Of KTO they are an answer with its verdict,
+which is trained, and the same prompt with another row's answer, which measures how far the policy has moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from launcher.errors import WorkerError
+from launcher.work.data import Problem
+from launcher.work.megatron.batches import Batch, Stream, order
+from launcher.work.samples import Sample
+from launcher.work.tokens import tokens_of
+
+SINGLE = ("kto",)  # methods that train the first sequence of a pair only
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sequences; `index` is the pair's place among all, `wanted` the verdict on the first (KTO)."""
+
+    id: str
+    index: int
+    first: Sample
+    second: Sample
+    wanted: bool = True
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model reads."""
+        return self.first.length + self.second.length
+
+
+@dataclass(frozen=True)
+class PairBatch(Batch):
+    """One micro-batch: the first sequences of all pairs, then the second ones (or one of the two kinds alone).
+
+    `answers` holds the trained tokens of each sequence, counted over all context-parallel ranks; `text_mask` marks
+    all tokens that are not padding.
+    """
+
+    indices: list[int]
+    wanted: Any
+    answers: Any
+    text_mask: Any
+
+
+def tokenise_pairs(
+    rows: Sequence[Problem], tokenizer: Any, *, method: str, sequence_length: int, seed: int, padding: int
+) -> list[Pair]:
+    """The rows' pairs; a pair with an answer of which nothing is left within `sequence_length` is left out.
+
+    Raises WorkerError for rows of another kind than the method needs, and when nothing is left to train on.
+    """
+    pairs: list[Pair] = []
+    for row, other in zip(rows, _others(rows, method, seed), strict=True):
+        first = _sample(row, row.answer, tokenizer, sequence_length)
+        second = _sample(row, other, tokenizer, sequence_length)
+        if not any(first.trained[1:]) or not any(second.trained[1:]):
+            continue
+        if method == "rm":
+            first, second = (_scored(sample, sequence_length, padding) for sample in (first, second))
+        pairs.append(Pair(row.id, len(pairs), first, second, row.wanted is not False))
+    if not pairs:
+        raise WorkerError(
+            f"none of {len(rows)} rows has two answers that begin within {sequence_length} tokens",
+            where="train.sequence_length",
+            hint="raise sequence_length, or look at the data: swiftlaunch data",
+        )
+    return pairs
+
+
+class PairBatches(Stream[Pair]):
+    """Micro-batches of pairs; sizes count pairs."""
+
+    def micro(self, pairs: Sequence[Pair], *, first: bool = True, second: bool = True) -> Iterator[PairBatch]:
+        """This rank's micro-batches of a global batch; of each pair both sequences, or one."""
+        for own in self.own(pairs):
+            sequences = [pair.first for pair in own] * first + [pair.second for pair in own] * second
+            batch = self.padded(sequences)
+            lengths = torch.tensor([[sample.length] for sample in sequences]).to("cuda")
+            yield PairBatch(
+                ids=[pair.id for pair in own],
+                tokens=batch.tokens,
+                labels=batch.labels,
+                loss_mask=batch.loss_mask,
+                positions=batch.positions,
+                indices=[pair.index for pair in own],
+                wanted=torch.tensor([pair.wanted for pair in own]).to("cuda"),
+                answers=torch.tensor([float(sum(sample.trained[1:])) for sample in sequences]).to("cuda"),
+                text_mask=(batch.positions < lengths).float(),
+            )
+
+
+def _others(rows: Sequence[Problem], method: str, seed: int) -> list[str]:
+    """Each row's second answer. KTO: that of another row, the same in every epoch and layout."""
+    if method not in SINGLE:
+        missing = [row.id for row in rows if row.rejected is None]
+        if missing:
+            raise WorkerError(
+                f"{method} learns from pairs of answers, and row {missing[0]} has one", where="data.format"
+            )
+        return [str(row.rejected) for row in rows]
+    missing = [row.id for row in rows if row.wanted is None]
+    if missing:
+        raise WorkerError(f"{method} learns from verdicts, and row {missing[0]} has none", where="data.format")
+    if len(rows) < 2:
+        raise WorkerError("kto needs at least two rows", where="data.train")
+    # a shuffled circle: neighbours in a file often answer the same prompt
+    circle = order(len(rows), seed=seed, first=0, size=len(rows))
+    before = dict(zip(circle, [circle[-1], *circle[:-1]], strict=True))
+    return [rows[before[index]].answer for index in range(len(rows))]
+
+
+def _sample(row: Problem, answer: str, tokenizer: Any, sequence_length: int) -> Sample:
+    """Prompt and answer; the answer alone counts, whatever the assistant said before."""
+    tokens, trained = tokens_of(replace(row, answer=answer), tokenizer)
+    last = len(trained) - 1
+    while last > 0 and not trained[last]:
+        last -= 1
+    start = last
+    while start > 0 and trained[start - 1]:
+        start -= 1
+    trained = [start <= index <= last for index in range(len(tokens))]
+    return Sample(row.id, tokens[: sequence_length + 1], trained[: sequence_length + 1])
+
+
+def _scored(sample: Sample, sequence_length: int, padding: int) -> Sample:
+    """For a reward model: all tokens are read, and what counts is what follows the last one that is not padding.
+
+    The same place as transformers looks at: the last token other than the padding token.
+    """
+    tokens = sample.tokens[:sequence_length]
+    last = max((index for index, token in enumerate(tokens) if token != padding), default=0)
+    trained = [False, *(index == last for index in range(len(tokens)))]
+    return Sample(sample.id, [*tokens, padding], trained)
