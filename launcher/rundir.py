@@ -90,6 +90,14 @@ class RunDir:
         """The folder that a stage hands on: a Hugging Face model folder for train exports and quantized models."""
         return self.stage(stage) / "artifact"
 
+    def submitted(self, stage: str) -> Path:
+        """The function that a stage calls, pickled; its worker replaces it by the function's later state."""
+        return self.stage(stage) / "submitted.pkl"
+
+    def returned(self, stage: str, rank: int) -> Path:
+        """What that function returned on a rank, or its traceback, pickled in submitit's form."""
+        return self.stage(stage) / f"returned-{rank}.pkl"
+
     def checkpoints(self, stage: str) -> Path:
         return self.stage(stage) / "checkpoints"
 

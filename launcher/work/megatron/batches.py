@@ -1,70 +1,39 @@
-"""Token batches: rows become tokens and a loss mask, in an order that depends on seed and step alone."""
+"""Token batches: samples as tensors, in an order that depends on seed and step alone."""
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from launcher.errors import WorkerError
-from launcher.work.data import Problem
+from launcher.work.corpus import tokenise
+from launcher.work.megatron.sequences import held_positions
+from launcher.work.packing import Packs
+from launcher.work.samples import Sample, SampleLike
+from launcher.work.tokens import tokens_of
 
-
-@dataclass(frozen=True)
-class Sample:
-    """Tokens of one sequence; `trained[i]` says whether predicting token i counts in the loss."""
-
-    id: str
-    tokens: list[int]
-    trained: list[bool]
-
-    @property
-    def length(self) -> int:
-        """Tokens that the model reads."""
-        return len(self.tokens) - 1
-
+__all__ = ["Batch", "Batches", "PackedBatches", "Sample", "Stream", "order", "tokenise", "tokens_of"]
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of this rank, [sequences, tokens] each, padded to the sequence length."""
+    """One micro-batch of this rank, [sequences, tokens] each, padded to the sequence length.
+
+    `packed` is Megatron-core's PackedSeqParams where one row holds many sequences.
+    """
 
     ids: list[str]
     tokens: Any
     labels: Any
     loss_mask: Any
     positions: Any
-
-
-def tokenise(rows: Sequence[Problem], tokenizer: Any, *, method: str, sequence_length: int) -> list[Sample]:
-    """Samples of at most `sequence_length` + 1 tokens (the last one is only a label).
-
-    sft: the assistant's turns count in the loss; a row too long for its first answer token is left out.
-    cpt: every token counts, and long rows are cut into several samples.
-    Raises WorkerError when nothing is left to train on.
-    """
-    samples: list[Sample] = []
-    for row in rows:
-        tokens, trained = tokens_of(row, tokenizer)
-        if method == "cpt":
-            trained = [True] * len(tokens)
-        pieces = range(0, max(1, len(tokens) - 1), sequence_length) if method == "cpt" else range(1)
-        for number, start in enumerate(pieces):
-            end = start + sequence_length + 1
-            sample = Sample(f"{row.id}#{number}" if number else row.id, tokens[start:end], trained[start:end])
-            if any(sample.trained[1:]):
-                samples.append(sample)
-    if not samples:
-        raise WorkerError(
-            f"none of {len(rows)} rows has a token to learn within {sequence_length} tokens",
-            where="train.sequence_length",
-            hint="raise sequence_length, or look at the data: swiftlaunch data",
-        )
-    return samples
+    packed: Any = field(default=None, kw_only=True)
 
 
 def order(count: int, *, seed: int, first: int, size: int) -> list[int]:
@@ -81,7 +50,7 @@ def order(count: int, *, seed: int, first: int, size: int) -> list[int]:
 
 
 class Stream(Generic[Item]):
-    """Which samples make up each step, and which of them are this rank's; the same for every data-parallel size."""
+    """Items in the order of training, a global batch a step; it is the same for every data-parallel size."""
 
     def __init__(
         self,
@@ -108,43 +77,40 @@ class Stream(Generic[Item]):
         """Micro-batches of each replica in a step."""
         return self.global_batch_size // (self.micro_batch_size * self.replicas)
 
+    def steps(self, epochs: float) -> int:
+        """Steps of so many passes over the samples."""
+        return math.ceil(epochs * len(self.samples) / self.global_batch_size)
+
     def of_step(self, step: int) -> list[Item]:
         """The global batch of a step; steps count from 0."""
         first = step * self.global_batch_size
         picked = order(len(self.samples), seed=self.seed, first=first, size=self.global_batch_size)
         return [self.samples[index] for index in picked]
 
-    def own(self, whole: Sequence[Item]) -> Iterator[Sequence[Item]]:
-        """This rank's micro-batches of a global batch."""
+    def own(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+        """This rank's part of a global batch, a micro-batch at a time."""
         for number in range(self.micro_batches):
             first = (number * self.replicas + self.replica) * self.micro_batch_size
-            yield whole[first : first + self.micro_batch_size]
+            yield items[first : first + self.micro_batch_size]
 
-    def padded(self, samples: Sequence[Sample]) -> Batch:
-        """The sequences as tensors on the device, filled up to the sequence length."""
-        shape = (len(samples), self.sequence_length)
-        tokens = torch.full(shape, self.padding, dtype=torch.long)
-        labels = torch.full(shape, self.padding, dtype=torch.long)
-        mask = torch.zeros(shape, dtype=torch.float32)
-        for row, sample in enumerate(samples):
-            length = len(sample.tokens) - 1
-            tokens[row, :length] = torch.tensor(sample.tokens[:-1])
-            labels[row, :length] = torch.tensor(sample.tokens[1:])
-            mask[row, :length] = torch.tensor(sample.trained[1:], dtype=torch.float32)
-        positions = torch.arange(self.sequence_length).expand(shape)
-        parts = [self._own_part(part).to("cuda") for part in (tokens, labels, mask, positions)]
-        return Batch([sample.id for sample in samples], *parts)
+    def padded(self, sequences: Sequence[SampleLike]) -> Batch:
+        """Sequences below each other, each padded to the sequence length."""
+        length, count = self.sequence_length, len(sequences)
+        rows = _Rows(count * length, self.padding)
+        for row, sequence in enumerate(sequences):
+            rows.put(sequence, at=row * length, slots=length)
+        parts = [self._own_part(part.view(count, length), [length]) for part in rows.parts]
+        return Batch([sequence.id for sequence in sequences], *parts)
 
-    def _own_part(self, whole: Any) -> Any:
-        """Under context parallelism of size c: chunks r and 2c-1-r of the 2c chunks of every sequence."""
-        if self.context_ranks == 1:
-            return whole
-        chunks = whole.chunk(2 * self.context_ranks, dim=1)
-        return torch.cat([chunks[self.context_rank], chunks[-1 - self.context_rank]], dim=1)
+    def _own_part(self, whole: Any, ends: Sequence[int]) -> Any:
+        """What this rank holds under context parallelism; every row is cut into sequences at `ends`."""
+        if self.context_ranks > 1:
+            whole = whole[:, held_positions(ends, self.context_rank, self.context_ranks)]
+        return whole.to("cuda")
 
 
-class Batches(Stream[Sample]):
-    """Micro-batches of single sequences."""
+class Batches(Stream[SampleLike]):
+    """One sample a row."""
 
     def micro(self, step: int) -> Iterator[Batch]:
         """This rank's micro-batches of a step."""
@@ -152,35 +118,122 @@ class Batches(Stream[Sample]):
             yield self.padded(samples)
 
 
-def tokens_of(row: Problem, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """The tokens of a row, and which of them its assistant wrote."""
-    if not row.messages:
-        tokens = [*tokenizer.encode(row.answer), tokenizer.eos_token_id]
-        return tokens, [True] * len(tokens)
-    if not tokenizer.chat_template:
-        prompt = tokenizer.encode("\n".join(turn["content"] for turn in row.messages) + "\n")
-        answer = [*tokenizer.encode(row.answer, add_special_tokens=False), tokenizer.eos_token_id]
-        return prompt + answer, [False] * len(prompt) + [True] * len(answer)
-    turns = row.conversation
-    tokens = _templated(tokenizer, turns, prompt=False)
-    trained = [False] * len(tokens)
-    for index, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        before = _templated(tokenizer, turns[:index], prompt=True)
-        through = _templated(tokenizer, turns[: index + 1], prompt=False)
-        if tokens[: len(through)] == through and through[: len(before)] == before:
-            trained[len(before) : len(through)] = [True] * (len(through) - len(before))
-        elif index == len(turns) - 1:
-            raise WorkerError(
-                f"the tokenizer's chat template writes the answer of row {row.id} differently from its prompt",
-                where="model",
-                hint="the generation prompt must begin the assistant's turn; use another template, or method cpt",
+@dataclass(frozen=True)
+class PackedRow:
+    """Samples that share a row."""
+
+    samples: list[SampleLike]
+
+    @property
+    def id(self) -> str:
+        return ", ".join(sample.id for sample in self.samples)
+
+    @property
+    def length(self) -> int:
+        return sum(sample.length for sample in self.samples)
+
+
+class PackedBatches(Stream[PackedRow]):
+    """Rows of many samples, none of which sees another.
+
+    A step takes global_batch_size packs of sequence_length tokens each. The packs of a micro-batch lie behind each
+    other in one row, so that `sequence_length` is that of the row, and `micro_batch_size` is 1. Under context
+    parallelism each sample is padded, since it is cut into 2 * context_ranks pieces: rows are longer, packs the same.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[SampleLike],
+        lengths: array[int],
+        packs: Packs,
+        train: Mapping[str, Any],
+        *,
+        tensor_ranks: int,
+        **place: int,
+    ) -> None:
+        super().__init__([], train, **place)
+        self._stored, self._packs = samples, packs
+        self._together = self.micro_batch_size
+        self.global_batch_size //= self._together
+        self.micro_batch_size = 1
+        self._unit = 2 * self.context_ranks if self.context_ranks > 1 else 1
+        capacity = packs.capacity
+        if self._unit > 1:
+            fullest = max(sum(self._slots(lengths[index]) for index in packs[number]) for number in range(len(packs)))
+            whole = math.lcm(self._unit, self.context_ranks * tensor_ranks)
+            capacity = math.ceil(max(fullest, capacity) / whole) * whole
+        self.sequence_length = capacity * self._together
+
+    def steps(self, epochs: float) -> int:
+        return math.ceil(epochs * len(self._packs) / (self.global_batch_size * self._together))
+
+    def of_step(self, step: int) -> list[PackedRow]:
+        size = self.global_batch_size * self._together
+        picked = order(len(self._packs), seed=self.seed, first=step * size, size=size)
+        return [
+            PackedRow(
+                [self._stored[index] for number in picked[at : at + self._together] for index in self._packs[number]]
             )
-        # else: templates that shorten earlier turns (reasoning models) leave those out of the loss
-    return tokens, trained
+            for at in range(0, size, self._together)
+        ]
+
+    def micro(self, step: int) -> Iterator[Batch]:
+        """This rank's micro-batches of a step, a row each."""
+        for (row,) in self.own(self.of_step(step)):
+            yield self._filled(row)
+
+    def _filled(self, row: PackedRow) -> Batch:
+        from megatron.core.packed_seq_params import PackedSeqParams
+
+        rows = _Rows(self.sequence_length, self.padding)
+        ends: list[int] = []
+        at = 0
+        for sample in row.samples:
+            slots = self._slots(sample.length)
+            rows.put(sample, at=at, slots=slots)
+            at += slots
+            ends.append(at)
+        if at < self.sequence_length:  # what is left is a sequence of its own, which does not count
+            rows.number(at, self.sequence_length - at)
+            ends.append(self.sequence_length)
+        starts = [0, *ends[:-1]]
+        longest = max(end - start for start, end in zip(starts, ends, strict=True))
+        bounds = torch.tensor([0, *ends], dtype=torch.int32).to("cuda")
+        packed = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=bounds,
+            cu_seqlens_kv=bounds,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+        )
+        parts = [self._own_part(part.unsqueeze(0), ends) for part in rows.parts]
+        return Batch([sample.id for sample in row.samples], *parts, packed=packed)
+
+    def _slots(self, length: int) -> int:
+        return -(-length // self._unit) * self._unit
 
 
-def _templated(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, prompt: bool) -> list[int]:
-    encoded = tokenizer.apply_chat_template(list(turns), add_generation_prompt=prompt, return_dict=True)
-    return list(encoded["input_ids"])
+class _Rows:
+    """Slots of a batch, one behind the other: tokens, labels, which of them count, and their positions."""
+
+    def __init__(self, slots: int, padding: int) -> None:
+        self.tokens = torch.full((slots,), padding, dtype=torch.long)
+        self.labels = torch.full((slots,), padding, dtype=torch.long)
+        self.mask = torch.zeros(slots, dtype=torch.float32)
+        self.positions = torch.zeros(slots, dtype=torch.long)
+
+    @property
+    def parts(self) -> tuple[Any, Any, Any, Any]:
+        return self.tokens, self.labels, self.mask, self.positions
+
+    def put(self, sample: SampleLike, *, at: int, slots: int) -> None:
+        """A sample into the slots from `at` on; those it does not need are padding."""
+        tokens = torch.tensor(sample.tokens)
+        end = at + len(tokens) - 1
+        self.tokens[at:end] = tokens[:-1]
+        self.labels[at:end] = tokens[1:]
+        self.mask[at:end] = torch.tensor(sample.trained[1:], dtype=torch.float32)
+        self.number(at, slots)
+
+    def number(self, at: int, slots: int) -> None:
+        self.positions[at : at + slots] = torch.arange(slots)

@@ -6,6 +6,7 @@ work is balanced). Keys and values are gathered, queries stay where they are.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from launcher.work.megatron.sequences import held_positions
 from launcher.work.megatron.te_cpu.linear import TransformerEngineBaseModule, group_size
 
 
@@ -69,8 +71,11 @@ class DotProductAttention(TransformerEngineBaseModule):
         attention_mask: Any = None,
         qkv_format: str = "sbhd",
         attn_mask_type: str | None = None,
+        cu_seqlens_q: Any = None,
         **_: object,
     ) -> Any:
+        if qkv_format == "thd":
+            return self._packed(query, key, value, cu_seqlens_q.tolist(), attn_mask_type or self.attn_mask_type)
         if qkv_format != "sbhd":
             raise NotImplementedError(f"attention layout {qkv_format!r} needs the real Transformer Engine")
         kind = attn_mask_type or self.attn_mask_type
@@ -104,6 +109,41 @@ class DotProductAttention(TransformerEngineBaseModule):
             dropout_p=self.dropout if self.training else 0.0,
         )
         return out.permute(2, 0, 1, 3).reshape(length, batch, -1)
+
+    def _packed(self, query: Any, key: Any, value: Any, bounds: list[int], kind: str) -> Any:
+        """Sequences behind each other, [tokens, heads, channels]: each sees itself alone."""
+        ends = bounds[1:]
+        ranks = group_size(self.cp_group)
+        if "causal" not in kind:
+            raise NotImplementedError(f"attention {kind!r} over packed sequences needs the real Transformer Engine")
+        positions = torch.arange(ends[-1])
+        if ranks > 1:
+            key, value = self._whole_row(key, ends, ranks), self._whole_row(value, ends, ranks)
+            positions = held_positions(ends, dist.get_rank(self.cp_group), ranks)
+        repeats = query.shape[1] // key.shape[1]
+        if repeats > 1:
+            key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+        parts = []
+        for start, end in itertools.pairwise(bounds):
+            own = slice(start // ranks, end // ranks)
+            every = torch.arange(start, end)
+            mask = positions[own][:, None] >= every[None]
+            if self.window_size is not None and self.window_size[0] >= 0:
+                mask &= every[None] >= positions[own][:, None] - self.window_size[0]
+            out = F.scaled_dot_product_attention(
+                *(part.transpose(0, 1) for part in (query[own], key[start:end], value[start:end])),
+                attn_mask=mask,
+                scale=self.scale,
+                dropout_p=self.dropout if self.training else 0.0,
+            )
+            parts.append(out.transpose(0, 1))
+        return torch.cat(parts).reshape(query.shape[0], -1)
+
+    def _whole_row(self, own: Any, ends: list[int], ranks: int) -> Any:
+        """Keys or values of all ranks, back in the order of the row."""
+        gathered = _Gathered.apply(own, self.cp_group).flatten(0, 1)
+        places = torch.cat([held_positions(ends, rank, ranks) for rank in range(ranks)])
+        return gathered[torch.argsort(places)]
 
     def _whole_sequence(self, own: Any, ranks: int) -> Any:
         """Keys or values of all ranks, back in the order of the sequence."""
