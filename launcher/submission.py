@@ -7,21 +7,33 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from launcher import assets
-from launcher.errors import Fault, InputError, SwiftlaunchError, UserError
+from launcher.arrays import (
+    find_cut,
+    forgive,
+    ids_to_cancel,
+    resume_sweep,
+    submit_sweep,
+    submitted_any,
+    units,
+    write_points,
+)
+from launcher.errors import Fault, InputError, SchedulerError, SwiftlaunchError, UserError
 from launcher.plan import Plan, Stage, job_comment
-from launcher.prepare import Prepared
+from launcher.prepare import Prepared, arranged
 from launcher.record import read_json, write_json, write_text
 from launcher.registry import Registry, RunRow, registry_path
 from launcher.rundir import RunDir
 from launcher.scheduler import Scheduler, default_state_dir, open_scheduler
+from launcher.scheduler.admission import Admission, look
 from launcher.scheduler.base import Machine
 from launcher.scheduler.process import handing_on, hiding
 from launcher.sites import Site, usable_python
+from launcher.sweep import SELECT, Sweep, array_name, read_sweep
 
 # What a job imports: words and records, and work/. Everything else stays on the login node.
 _SNAPSHOT = (
@@ -36,18 +48,21 @@ _SNAPSHOT = (
     "failures.py",
     "rows.py",
     "engines.py",
+    "sweep.py",
     "work",
 )
 
 # Every name that a stage can have.
-_STAGES = ("baseline", "train", "export", "evaluate", "quantize", "evaluate-quantized", "serve")
-
-# How often, a second apart, a job is looked for whose submission was cut: a controller that hung may still make it.
-_LOOKS = 3
+_STAGES = ("baseline", "train", "export", "evaluate", "quantize", "evaluate-quantized", "serve", SELECT)
 
 
-def submit(prepared: Prepared, *, environ: Mapping[str, str]) -> RunRow:
+def submit(
+    prepared: Prepared, *, environ: Mapping[str, str], on_admission: Callable[[Admission], None] | None = None
+) -> RunRow:
     """Write the run directory, then submit every stage.
+
+    Slurm is asked first whether it would take them all: raises InputError with everything that it would refuse.
+    `on_admission` gets its answer where it would take them.
 
     Interrupted before the first job, nothing is left; later, what is left is a run that `status` describes and
     `resume` completes. Killed, at whatever point, it leaves a run that `resume` completes or takes away.
@@ -55,12 +70,22 @@ def submit(prepared: Prepared, *, environ: Mapping[str, str]) -> RunRow:
     plan = prepared.plan
     values = _secret_values(plan, environ)
     _check_environments(prepared)
+    if plan.scheduler == "slurm":
+        answer = _admitted(plan, prepared.scripts)
+        if on_admission is not None:
+            on_admission(answer)
     scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir(), machine=_machine(prepared.site))
+    prepared = _fitted(prepared, scheduler)
     root = Path(plan.run_dir)
     row = RunRow(plan.run_id, plan.name, root, plan.site, plan.scheduler, time.time())
     try:
         with _written(prepared, values, row):
-            _submit_stages(plan, scheduler, pending=plan.stages, active={})
+            if prepared.placed is None:
+                _submit_stages(plan, scheduler, pending=plan.stages, active={})
+            else:
+                files = RunDir(root)
+                pending = {unit.name: unit for unit in units(plan, prepared.placed, files)}
+                submit_sweep(plan, prepared.placed, files, scheduler, pending=pending, active={})
     except BaseException:
         if not _submitted_any(plan, scheduler):
             Registry(registry_path(default_state_dir())).remove(plan.run_id)
@@ -69,32 +94,40 @@ def submit(prepared: Prepared, *, environ: Mapping[str, str]) -> RunRow:
     return row
 
 
-def resume(run_dir: Path, plan: Plan, active_jobs: Callable[[], Mapping[str, str]]) -> list[str]:
+def resume(
+    run_dir: Path,
+    plan: Plan,
+    active_jobs: Callable[[], Mapping[str, str]],
+    only: Collection[str] | None = None,
+) -> list[str]:
     """Submit the stages that have neither a result nor an active job; returns their names.
 
-    A job that waits for a stage which is submitted again is replaced: it waits for a job that has failed, and Slurm
-    may take minutes to end it. `active_jobs` gives stage -> id of the job that may still run. It is asked once no
-    other shell can submit into this run, so that two at once do not submit the same stage twice.
+    With `only` these and those that wait for them; a stage of one point of a sweep is called "train/7". A job that
+    waits for a stage which is submitted again is replaced: it waits for a job that has failed, and Slurm may take
+    minutes to end it. `active_jobs` gives stage -> id of the job that may still run. It is asked once no other shell
+    can submit into this run, so that two at once do not submit the same stage twice.
     """
     files = RunDir(run_dir)
     scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir())
     with _locked(run_dir):
+        if files.sweep.exists():
+            return resume_sweep(plan, files, scheduler, active_jobs, only)
         noted: dict[str, list[str]] = read_json(files.jobs) or {}
-        if _find_cut(plan, scheduler, noted):
+        if find_cut(plan.run_id, scheduler, noted):
             write_json(files.jobs, noted)
         active = dict(active_jobs())
         pending: list[Stage] = []
         for stage in plan.stages:
             waits_in_vain = any(before.name in stage.depends_on for before in pending)
-            if not files.result(stage.name).exists() and (stage.name not in active or waits_in_vain):
+            wanted = only is None or stage.name in only or waits_in_vain
+            if wanted and not files.result(stage.name).exists() and (stage.name not in active or waits_in_vain):
                 pending.append(stage)
+        if plan.scheduler == "slurm" and pending:
+            scripts = {stage.name: files.script(stage.name).read_text(encoding="utf-8") for stage in pending}
+            _admitted(plan, scripts, replaced=sum(stage.name in active for stage in pending))
         scheduler.cancel([active.pop(stage.name) for stage in pending if stage.name in active])
         for stage in pending:
-            # a person looked at it: it is not given up, any node will do, crashes count from zero again
-            for name in (files.cancelled, files.given_up, files.excluded, files.not_before):
-                name(stage.name).unlink(missing_ok=True)
-            for marker in files.root.glob(f"logs/{stage.name}/attempt-*/crashed"):
-                marker.unlink()
+            forgive(files, stage.name)
         _submit_stages(plan, scheduler, pending=pending, active=active)
     return [stage.name for stage in pending]
 
@@ -102,25 +135,53 @@ def resume(run_dir: Path, plan: Plan, active_jobs: Callable[[], Mapping[str, str
 def cancel(run_dir: Path, plan: Plan, jobs: Mapping[str, str]) -> list[str]:
     """Cancel the given stages' jobs (`{stage: job id}`); their scripts do not ask for another attempt."""
     files = RunDir(run_dir)
-    for stage in jobs:
-        write_text(files.cancelled(stage), "")
-    open_scheduler(plan.scheduler, state_dir=default_state_dir()).cancel(list(jobs.values()))
-    return list(jobs.values())
+    scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir())
+    if sweep := read_sweep(files):
+        works_in = {unit.name: unit.files for unit in units(plan, sweep, files)}
+        for name in jobs:
+            if place := works_in[name]:
+                place.cancelled(name.partition("/")[0]).touch()
+        ids = ids_to_cancel(jobs, files)
+    else:
+        for stage in jobs:
+            write_text(files.cancelled(stage), "")
+        ids = list(jobs.values())
+    scheduler.cancel(ids)
+    return ids
 
 
 def cancel_without_folder(run: RunRow) -> list[str]:
     """Cancel the jobs of a run whose directory is gone, found by their comments; returns their ids."""
     scheduler = open_scheduler(run.scheduler, state_dir=default_state_dir())
-    jobs = [job for stage in _STAGES for job in scheduler.find(job_comment(run.run_id, stage))]
-    ids = [job.job_id for job in jobs if not job.state.terminal]
+    found = scheduler.find_all([job_comment(run.run_id, stage) for stage in _STAGES])
+    number = 0  # of a sweep's arrays, whose number nobody knows any more
+    while any(
+        arrays := scheduler.find_all([job_comment(run.run_id, array_name(stage, number)) for stage in _STAGES]).values()
+    ):
+        found |= {f"{number} {index}": jobs for index, jobs in enumerate(arrays)}
+        number += 1
+    ids = [job.job_id for jobs in found.values() for job in jobs if not job.state.terminal]
     scheduler.cancel(ids)
     return ids
+
+
+def _admitted(plan: Plan, scripts: Mapping[str, str], *, replaced: int = 0) -> Admission:
+    """Slurm's word that it would take these stages. Raises InputError if not, SchedulerError without an answer.
+
+    `replaced`: as many jobs of this run leave the queue for it.
+    """
+    answer = look(plan, scripts, replaced=replaced)
+    if answer.trouble:
+        raise SchedulerError(answer.trouble, hint="nothing was submitted; try again later")
+    if answer.faults:
+        raise InputError(answer.faults)
+    return answer
 
 
 def _submit_stages(plan: Plan, scheduler: Scheduler, *, pending: Sequence[Stage], active: Mapping[str, str]) -> None:
     """Submit in order, each stage after those it depends on; a note before and after every call.
 
-    Before, the note is an empty id: where we are killed, or get no answer, `_find_cut` knows that there may be a job.
+    Before, the note is an empty id: where we are killed, or get no answer, `find_cut` knows that there may be a job.
     """
     files = RunDir(Path(plan.run_dir))
     noted: dict[str, list[str]] = read_json(files.jobs) or {stage.name: [] for stage in plan.stages}
@@ -136,32 +197,12 @@ def _submit_stages(plan: Plan, scheduler: Scheduler, *, pending: Sequence[Stage]
     write_json(files.jobs, noted)
 
 
-def _find_cut(plan: Plan, scheduler: Scheduler, noted: dict[str, list[str]]) -> bool:
-    """Put the jobs of submissions that were cut in the place of their empty ids; whether there was such a submission.
-
-    Call it with the run's lock, which an sbatch that outlives its swiftlaunch still holds.
-    """
-    cut = {stage: ids for stage, ids in noted.items() if ids and not ids[-1]}
-    for stage, ids in cut.items():
-        found: list[str] = []
-        for look in range(_LOOKS):
-            if look:
-                time.sleep(1)
-            found = [job.job_id for job in scheduler.find(job_comment(plan.run_id, stage)) if job.job_id not in ids]
-            if found:
-                break
-        ids[-1:] = found
-    return bool(cut)
-
-
 def _submitted_any(plan: Plan, scheduler: Scheduler) -> bool:
     """Whether there is a job of this run, noted or not."""
-    noted: dict[str, list[str]] = read_json(RunDir(Path(plan.run_dir)).jobs) or {}
     try:
-        _find_cut(plan, scheduler, noted)
+        return submitted_any(plan, RunDir(Path(plan.run_dir)), scheduler)
     except SwiftlaunchError:
         return True  # it cannot say: keep the run directory
-    return any(noted.values())
 
 
 def forget_unwritten(run: RunRow) -> bool:
@@ -205,12 +246,29 @@ def _write_run(part: Path, prepared: Prepared, secret_values: Mapping[str, str])
     write_text(files.recipe, prepared.recipe_text)
     for name, text in prepared.scripts.items():
         write_text(files.script(name), text, mode=0o755)
-        files.stage(name).mkdir(parents=True)
-        files.batch_log(name).parent.mkdir(parents=True)  # sbatch fails a job whose output folder is missing
+        if prepared.placed is None or name not in (*prepared.placed.best, *_array_scripts(prepared.placed)):
+            files.stage(name).mkdir(parents=True)
+            files.batch_log(name).parent.mkdir(parents=True)  # sbatch fails a job whose output folder is missing
+    if prepared.placed is not None:
+        write_points(files, prepared.placed, prepared.plan, prepared.point_plans)
     if secret_values:
         lines = [f"{name}={shlex.quote(value)}\n" for name, value in secret_values.items()]
         write_text(files.secrets, "".join(lines), mode=0o600)
     _snapshot(files.code / "launcher")
+
+
+def _array_scripts(sweep: Sweep) -> list[str]:
+    return [array_name(stage, points[0].array) for stage in sweep.each for points in sweep.arrays]
+
+
+def _fitted(prepared: Prepared, scheduler: Scheduler) -> Prepared:
+    """A sweep with arrays as large as this scheduler takes them."""
+    if prepared.placed is None:
+        return prepared
+    largest = scheduler.largest_array()
+    if largest < 1:
+        raise UserError("this cluster takes no job arrays (MaxArraySize = 0)", hint="submit the points one by one")
+    return arranged(prepared, largest)
 
 
 def _snapshot(target: Path) -> None:

@@ -226,7 +226,7 @@ def _select(measured: Stage, recipe: Recipe, site: Site) -> Stage:
     return replace(
         measured,
         name=SELECT,
-        worker=SELECT,
+        worker="choose",
         resources=small,
         options={},
         depends_on=(measured.name,),
