@@ -62,6 +62,20 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Resume:
+    """How a stage goes on after a stop or a crash; see the recipe's [resume]. Times are in seconds."""
+
+    mode: str = "requeue"  # or chain: `continuations` further jobs are submitted at once, each after the one before
+    continuations: int = 0
+    backoff_seconds: int = 30
+    backoff_limit_seconds: int = 900
+    idle_attempts: int = 10
+    hang_factor: float = 10.0  # 0: hangs are not looked for
+    hang_floor_seconds: float = 600.0
+    hang_start_seconds: float = 3600.0
+
+
+@dataclass(frozen=True)
 class Group:
     """Ranks that do one part of a stage beside other groups: train, sample. Each group is one job step.
 
@@ -98,6 +112,12 @@ class Stage:
     estimate: Estimate = field(default_factory=Estimate)
     groups: tuple[Group, ...] = ()
     het: bool = False
+    resume: Resume = field(default_factory=Resume)
+
+    @property
+    def table(self) -> str:
+        """Its table under the recipe's [resources]."""
+        return self.name.partition("-")[0]  # evaluate-quantized is an evaluation
 
     def group(self, name: str) -> Group:
         """The group of that name. Raises KeyError."""
@@ -167,14 +187,13 @@ def _stage(data: dict[str, Json]) -> Stage:
         estimate=Estimate(**data.pop("estimate")),
         depends_on=tuple(data.pop("depends_on")),
         groups=tuple(_group(group) for group in data.pop("groups", ())),
+        resume=Resume(**data.pop("resume", {})),
         **data,
     )
 
 
 def _group(data: dict[str, Json]) -> Group:
-    return Group(
-        resources=_resources(data.pop("resources")), environment=_environment(data.pop("environment")), **data
-    )
+    return Group(resources=_resources(data.pop("resources")), environment=_environment(data.pop("environment")), **data)
 
 
 def _resources(data: dict[str, Json]) -> Resources:

@@ -12,6 +12,7 @@ from launcher.cli.messages import if_interrupted, print_json, say
 
 if TYPE_CHECKING:
     from launcher.prepare import Prepared
+    from launcher.scheduler.admission import Admission
 
 # Seconds between two looks. Slurm's controller serves a whole centre, the local scheduler this user.
 INTERVAL_SECONDS = {"local": 1.0, "slurm": 10.0}
@@ -23,7 +24,7 @@ def submit_prepared(ready: Prepared, *, follow: bool, as_json: bool, then: str) 
 
     run_id = ready.plan.run_id
     with if_interrupted(f"`swiftlaunch status {run_id}` says whether anything was submitted"):
-        row = submit(ready, environ=os.environ)
+        row = submit(ready, environ=os.environ, on_admission=_tell_admission)
     if not as_json:
         click.echo(run_id)
     if follow:
@@ -32,6 +33,13 @@ def submit_prepared(ready: Prepared, *, follow: bool, as_json: bool, then: str) 
         print_json({**vars(row), "run_dir": str(row.run_dir)})
     say(then)
     return 0
+
+
+def _tell_admission(answer: Admission) -> None:
+    from launcher.view.admission import show_admission
+    from launcher.view.console import message_console
+
+    show_admission(answer, message_console())
 
 
 def follow_run(run_dir: Path, run_id: str, scheduler: str, *, as_json: bool) -> int:

@@ -18,7 +18,8 @@ def command(recipe: Path, overrides: tuple[str, ...], site_name: str, as_json: b
     """Show what a recipe would run, and what it would ask for.
 
     Checks recipe, site, model and data, decides every open choice and shows the stages with their layout, resources
-    and estimates. Writes nothing and submits nothing. --json prints the plan as jobs would get it.
+    and estimates. Writes nothing and submits nothing. Where Slurm can be asked from here, also what it would refuse,
+    when it would start the first stages, and the fair share. --json prints the plan as jobs would get it.
 
     \b
     Example:
@@ -32,3 +33,8 @@ def command(recipe: Path, overrides: tuple[str, ...], site_name: str, as_json: b
     from launcher.view.plan_table import show_plan
 
     show_plan(ready.plan, data_console(), why_site=ready.why_site, explain=True)
+    if ready.plan.scheduler == "slurm":
+        from launcher.scheduler.admission import look
+        from launcher.view.admission import show_admission
+
+        show_admission(look(ready.plan, ready.scripts), data_console())

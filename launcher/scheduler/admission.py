@@ -1,0 +1,193 @@
+"""Before a submission: would Slurm take every stage, when would the first ones start, which limits are in the way.
+
+Nothing is submitted. What a site does not answer (no sacctmgr, no priorities) is left out.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from launcher.errors import Fault, SchedulerError
+from launcher.plan import Plan, Resources, Stage
+from launcher.scheduler.slurm import ask
+from launcher.scheduler.slurm import limits as rules
+from launcher.scheduler.slurm.client import SlurmScheduler
+from launcher.scheduler.slurm.text import Outlook
+
+_OURS = re.compile(r"^#SBATCH --(job-name|comment|output|open-mode|signal)=")  # do not decide whether a job is taken
+_ADVICE = (
+    ("partition", "`sinfo -s` lists the partitions; set resources.{table}.partition"),
+    ("account", "`sacctmgr show assoc user=$USER` lists your accounts; set resources.{table}.account"),
+    ("qos", "`sacctmgr show assoc user=$USER format=account,qos` lists your QOS; set resources.{table}.qos"),
+    ("node configuration", "no node has what it asks for: change GPUs, CPUs, memory, nodes or constraint in "
+                           "[resources.{table}]; `sinfo -Nl` shows the nodes"),
+    ("time limit", "lower resources.{table}.time_limit"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What Slurm says of a plan. `trouble`: it could not be asked, and why."""
+
+    faults: tuple[Fault, ...] = ()
+    starts: tuple[tuple[str, float], ...] = ()  # stages that wait for no other: Unix seconds
+    fair_share: str = ""
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class _Policy:
+    """The limits that are enforced at this site, and this user's place in them."""
+
+    partitions: Mapping[str, rules.Partition]
+    associations: Sequence[rules.Association] = ()
+    qos: Mapping[str, rules.Limits] | None = None  # None: limits of accounts and QOS are not enforced or not told
+    default_account: str = ""
+    fair_share: str = ""
+
+
+def look(plan: Plan, scripts: Mapping[str, str], *, replaced: int = 0) -> Admission:
+    """What Slurm would say of these stages' scripts; `replaced`: as many jobs leave the queue for them."""
+    if shutil.which("sbatch") is None:
+        return Admission(trouble="sbatch is not on PATH")
+    if not ask.controller_answers():
+        return Admission(trouble="Slurm's controller does not answer `scontrol ping`")
+    stages = [stage for stage in plan.stages if stage.name in scripts]
+    try:
+        outlooks = _outlooks(scripts)
+        policy = _policy(stages)
+        faults = [_refused(stage, outlooks[stage.name].refusal) for stage in stages if outlooks[stage.name].refusal]
+        refused = {fault.where for fault in faults}
+        faults += [fault for fault in _over_limits(stages, policy) if fault.where not in refused]
+        faults += _queue(stages, policy, sum(1 + stage.resume.continuations for stage in stages) - replaced)
+    except SchedulerError as error:
+        return Admission(trouble=error.message)
+    starts = tuple(
+        (stage.name, start)
+        for stage in stages
+        if not set(stage.depends_on) & scripts.keys() and (start := outlooks[stage.name].start) is not None
+    )
+    return Admission(tuple(faults), starts, policy.fair_share)
+
+
+def _outlooks(scripts: Mapping[str, str]) -> dict[str, Outlook]:
+    """What `sbatch --test-only` says of each; scripts that ask for the same are one question."""
+    scheduler = SlurmScheduler()
+    known: dict[tuple[str, ...], Outlook] = {}
+    found = {}
+    for name, text in scripts.items():
+        lines = [line for line in text.splitlines() if line.startswith("#SBATCH")]
+        asks_for = tuple(line for line in lines if not _OURS.match(line))
+        if asks_for not in known:
+            known[asks_for] = scheduler.test("\n".join(["#!/bin/bash", *lines, "true", ""]))
+        found[name] = known[asks_for]
+    return found
+
+
+def _policy(stages: Sequence[Stage]) -> _Policy:
+    config = rules.parse_config(_answer("scontrol", "show", "config"))
+    partitions = rules.parse_partitions(_answer("scontrol", "show", "partition", "--oneliner"))
+    user = getpass.getuser()
+    share = ""
+    if "multifactor" in config.get("PriorityType", ""):
+        share = _answer("sshare", "-nP", "-U", "-o", rules.SHARE_FIELDS)
+    enforced = set(config.get("AccountingStorageEnforce", "").split(","))
+    if not enforced & {"limits", "safe", "all"}:
+        return _Policy(partitions, fair_share=rules.fair_share(share, user, stages[0].resources.account))
+    cluster = config.get("ClusterName", "")
+    associations = _associations(cluster, f"user={user}")
+    default = ""
+    if len({one.account for one in associations}) > 1 and not all(stage.resources.account for stage in stages):
+        default = _answer("sacctmgr", "-nP", "show", "user", user, "format=DefaultAccount").strip()
+    accounts = {one.account for one in associations}
+    while accounts:  # upwards: limits of the accounts around them count too
+        above = _associations(cluster, f"account={','.join(sorted(accounts))}", "user=")
+        associations += above
+        accounts = {one.parent for one in above} - {one.account for one in associations if not one.user} - {""}
+    qos = rules.parse_qos(_answer("sacctmgr", "-nP", "show", "qos", f"format={rules.QOS_FIELDS}"))
+    account = stages[0].resources.account or default
+    return _Policy(partitions, associations, qos, default, rules.fair_share(share, user, account))
+
+
+def _associations(cluster: str, *where: str) -> list[rules.Association]:
+    text = _answer("sacctmgr", "-nP", "show", "assoc", "where", *where, f"format={rules.ASSOCIATION_FIELDS}")
+    return [one for one in rules.parse_associations(text) if one.cluster == cluster]
+
+
+def _answer(*words: str) -> str:
+    """What a command says; "" where it is missing or refuses."""
+    try:
+        answer = ask.ask(words)
+    except SchedulerError:
+        return ""
+    return answer.stdout if answer.returncode == 0 else ""
+
+
+def _refused(stage: Stage, refusal: str) -> Fault:
+    advice = next((words for key, words in _ADVICE if key in refusal.lower()), "correct [resources.{table}]")
+    return Fault(f"stage {stage.name}", f"Slurm refuses it: {refusal}", advice.format(table=stage.table))
+
+
+def _over_limits(stages: Sequence[Stage], policy: _Policy) -> list[Fault]:
+    faults = []
+    for stage in stages:
+        for need in _needs(stage):
+            partition = _partition(need, policy)
+            for one in rules.broken(need, _levels(need, policy), partition):
+                faults.append(Fault(f"stage {one.stage}", one.message, one.hint))
+    return faults
+
+
+def _queue(stages: Sequence[Stage], policy: _Policy, adds: int) -> list[Fault]:
+    """Whether the queue has room for all of this run's jobs: a chain that is submitted in part helps nobody."""
+    need = _needs(stages[0])[0]
+    counting = _levels(need, policy)
+    limit = min(rules.room(counting), key=lambda limit: limit[1], default=None)
+    if limit is None:
+        return []
+    owner, most = limit
+    have = len(_answer("squeue", "--me", "-h", "-r", "-o", "%i").splitlines())
+    if have + adds <= most:
+        return []
+    message = f"{owner} allows {most} jobs in the queue; you have {have}, and this run adds {adds}"
+    return [Fault("the queue", message, "wait until jobs have ended, cancel some, or choose another account or qos")]
+
+
+def _levels(need: rules.Need, policy: _Policy) -> list[rules.Limits]:
+    if policy.qos is None:
+        return []
+    account = rules.account_of(need, policy.associations, policy.default_account)
+    return rules.levels(need, account, policy.associations, policy.qos, _partition(need, policy))
+
+
+def _partition(need: rules.Need, policy: _Policy) -> rules.Partition | None:
+    named = policy.partitions.get(need.partition)
+    return named or next((one for one in policy.partitions.values() if one.default and not need.partition), None)
+
+
+def _needs(stage: Stage) -> list[rules.Need]:
+    """One for each job of the stage: the components of a heterogeneous job are jobs of their own."""
+    parts = [group.resources for group in stage.groups] if stage.het else [stage.resources]
+    return [_need(stage, resources) for resources in parts]
+
+
+def _need(stage: Stage, asked: Resources) -> rules.Need:
+    counts = {
+        "cpu": asked.nodes * asked.tasks_per_node * asked.cpus_per_task,
+        "node": asked.nodes,
+        "gres/gpu": asked.nodes * asked.gpus_per_node,
+        "mem": 0 if asked.whole_nodes else asked.nodes * asked.memory_mib,
+    }
+    return rules.Need(
+        stage.name,
+        stage.table,
+        asked.time_limit_minutes,
+        {name: count for name, count in counts.items() if count},
+        asked.partition,
+        asked.account,
+        asked.qos,
+    )
