@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SCHEMA = 1
+CALL = "call"  # the stage of a run that calls a function, and its worker
 
 Json = Any  # a JSON value: dict, list, str, int, float, bool or None
 
@@ -117,7 +118,7 @@ class Stage:
     @property
     def table(self) -> str:
         """Its table under the recipe's [resources]."""
-        return self.name.partition("-")[0]  # evaluate-quantized is an evaluation
+        return "quantize" if self.name == "evaluate-quantized" else self.name
 
     def group(self, name: str) -> Group:
         """The group of that name. Raises KeyError."""

@@ -43,6 +43,7 @@ class Prepared:
     sweep: SweepPlan | None = None  # of a sweep; with it where its points are, and their plans
     placed: Sweep | None = None
     point_plans: tuple[Plan, ...] = ()
+    inputs: tuple[bytes, ...] = ()  # of calls: the pickled functions, of an array in the order of its points
 
 
 def prepare(
@@ -86,7 +87,7 @@ class _Planner:
         self._identity = Identity(
             run_id="",
             user=getpass.getuser(),
-            git_sha=_git_sha(loaded.path.parent),
+            git_sha=git_sha(loaded.path.parent),
             recipe_path=recipe_path,
             version=__version__,
         )
@@ -266,7 +267,7 @@ def _data(loaded: LoadedRecipe) -> tuple[dict[str, list[str]], str, list[Fault]]
     return names, hash_parameters({"files": [report.sha256 for report in reports]}), faults
 
 
-def _git_sha(folder: Path) -> str:
+def git_sha(folder: Path) -> str:
     """The commit of the recipe's repository, "" where there is none or no git."""
     if not shutil.which("git"):
         return ""

@@ -23,7 +23,7 @@ from launcher.arrays import (
     write_points,
 )
 from launcher.errors import Fault, InputError, SchedulerError, SwiftlaunchError, UserError
-from launcher.plan import Plan, Stage, job_comment
+from launcher.plan import CALL, Plan, Stage, job_comment
 from launcher.prepare import Prepared, arranged
 from launcher.record import read_json, write_json, write_text
 from launcher.registry import Registry, RunRow, registry_path
@@ -33,7 +33,7 @@ from launcher.scheduler.admission import Admission, look
 from launcher.scheduler.base import Machine
 from launcher.scheduler.process import handing_on, hiding
 from launcher.sites import Site, usable_python
-from launcher.sweep import SELECT, Sweep, array_name, read_sweep
+from launcher.sweep import SELECT, Sweep, array_name, point_files, read_sweep
 
 # What a job imports: words and records, and work/. Everything else stays on the login node.
 _SNAPSHOT = (
@@ -49,11 +49,12 @@ _SNAPSHOT = (
     "rows.py",
     "engines.py",
     "sweep.py",
+    "submitit.py",  # only because submitit looks for its executors in jobs too
     "work",
 )
 
 # Every name that a stage can have.
-_STAGES = ("baseline", "train", "export", "evaluate", "quantize", "evaluate-quantized", "serve", SELECT)
+_STAGES = ("baseline", "train", "export", "evaluate", "quantize", "evaluate-quantized", "serve", SELECT, CALL)
 
 
 def submit(
@@ -251,6 +252,10 @@ def _write_run(part: Path, prepared: Prepared, secret_values: Mapping[str, str])
             files.batch_log(name).parent.mkdir(parents=True)  # sbatch fails a job whose output folder is missing
     if prepared.placed is not None:
         write_points(files, prepared.placed, prepared.plan, prepared.point_plans)
+    if prepared.inputs:
+        called = [files] if prepared.placed is None else [point_files(files, point) for point in prepared.placed.points]
+        for folder, pickled in zip(called, prepared.inputs, strict=True):
+            folder.submitted(CALL).write_bytes(pickled)
     if secret_values:
         lines = [f"{name}={shlex.quote(value)}\n" for name, value in secret_values.items()]
         write_text(files.secrets, "".join(lines), mode=0o600)

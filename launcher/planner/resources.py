@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from launcher.errors import Fault
-from launcher.plan import Resources
+from launcher.plan import Resources, Resume
 from launcher.recipe import Recipe
 from launcher.sites import Partition, Site
 from launcher.units import counted, show_mib, slurm_time
@@ -30,6 +30,7 @@ class Decided:
 
     resources: Resources
     max_attempts: int
+    resume: Resume
     faults: tuple[Fault, ...]
 
 
@@ -86,7 +87,7 @@ def gpus_of(table: str, recipe: Recipe, site: Site) -> int:
     [resources.default] are not asked for in a partition without any that the site has chosen for this stage.
     """
     asked = _Asked(table, recipe, site)
-    here = _gpus_there(partition_of(table, recipe, site), site)
+    here = gpus_there(partition_of(table, recipe, site), site)
     gpus: int | None = asked.of_recipe("gpus_per_node")
     if site.node.gpus and not here and not asked.own("gpus_per_node") and not asked.of_recipe("partition"):
         gpus = 0
@@ -124,6 +125,7 @@ def decide(table: str, recipe: Recipe, site: Site) -> Decided:
     if node.gpus and (gpus or table != "train"):  # a small stage without GPUs leaves the others' cores alone
         share = node.cpus * max(1, gpus) // node.gpus
     cpus = asked.value("cpus_per_task") or max(1, share // tasks)
+    resume = _resume(recipe, site, faults)
     part = max(min(1.0, tasks * cpus / node.cpus), min(1.0, gpus / node.gpus) if node.gpus else 0.0)
     memory = asked.value("memory") or int(node.memory_mib * part)
     resources = Resources(
@@ -138,15 +140,30 @@ def decide(table: str, recipe: Recipe, site: Site) -> Decided:
         qos=asked.value("qos") or site.qos,
         constraint=asked.value("constraint") or "",
         extra=(*site.quirks.extra, *(asked.value("extra") or ())),
-        gres=_gres(gpus, site),
-        requeue=not site.quirks.no_requeue,
+        gres=gres_of(gpus, site),
+        requeue=resume.mode == "requeue",
         whole_nodes=site.quirks.no_mem,
     )
-    faults += _faults(asked, resources, site, partition)
+    faults += faults_of(asked.where, resources, site, partition)
+    if table == "train":
+        faults += _train_faults(asked, resources)
     if table == "serve":
         faults += _serve_faults(asked, resources, recipe)
     attempts = asked.value("max_attempts") or _MAX_ATTEMPTS.get(table, 2)
-    return Decided(resources, 1 if site.quirks.no_requeue else attempts, tuple(faults))
+    return Decided(resources, attempts, resume, tuple(faults))
+
+
+def _resume(recipe: Recipe, site: Site, faults: list[Fault]) -> Resume:
+    """How a stage comes back; appends what this site cannot do."""
+    given = recipe.resume
+    mode = given.mode or ("chain" if site.quirks.no_requeue else "requeue")
+    if mode == "requeue" and site.quirks.no_requeue:
+        faults.append(Fault("resume.mode", f"site {site.name} refuses requeueing", 'use mode = "chain"'))
+    return Resume(
+        mode=mode,
+        continuations=given.continuations if mode == "chain" else 0,
+        **given.model_dump(exclude={"mode", "continuations"}),
+    )
 
 
 def _time_limit(asked: _Asked, table: str, recipe: Recipe, partition: Partition | None) -> int:
@@ -160,23 +177,25 @@ def _time_limit(asked: _Asked, table: str, recipe: Recipe, partition: Partition 
     return min(usual, limit) if limit else usual
 
 
-def _gpus_there(partition: Partition | None, site: Site) -> int:
+def gpus_there(partition: Partition | None, site: Site) -> int:
+    """GPUs of a node of this partition."""
     return site.node.gpus if partition is None or partition.gpus is None else partition.gpus
 
 
-def _gres(gpus: int, site: Site) -> str:
+def gres_of(gpus: int, site: Site) -> str:
+    """--gres for so many GPUs of a node, "" where the site wants them asked for otherwise."""
     if not gpus or site.quirks.gpu_option != "gres":
         return ""
     kind = f"{site.node.gpu_type}:" if site.node.gpu_type else ""
     return f"gpu:{kind}{gpus}"
 
 
-def _faults(asked: _Asked, need: Resources, site: Site, partition: Partition | None) -> list[Fault]:
-    """What this site can never give."""
+def faults_of(where: Callable[[str], str], need: Resources, site: Site, partition: Partition | None) -> list[Fault]:
+    """What this site can never give. `where` says where a key of [resources] was given."""
     faults: list[Fault] = []
 
     def fault(key: str, message: str, hint: str) -> None:
-        faults.append(Fault(asked.where(key), message, hint))
+        faults.append(Fault(where(key), message, hint))
 
     node = site.node
     names = [known.name for known in site.partitions]
@@ -185,7 +204,7 @@ def _faults(asked: _Asked, need: Resources, site: Site, partition: Partition | N
             fault("partition", f"site {site.name} has no partition {need.partition!r}", "it has " + ", ".join(names))
         elif site.scheduler == "local":
             fault("partition", "the local scheduler has no partitions", "remove partition, or choose another --site")
-    there = _gpus_there(partition, site)
+    there = gpus_there(partition, site)
     place = f"partition {partition.name}" if partition and partition.gpus is not None else f"site {site.name}"
     if need.gpus_per_node and not there:
         message = f"{counted(need.gpus_per_node, 'GPU')} asked for, {place} has none"
@@ -214,10 +233,15 @@ def _faults(asked: _Asked, need: Resources, site: Site, partition: Partition | N
             f"{counted(need.time_limit_minutes, 'minute')} is too short: jobs are told to stop 2 to 3 minutes before"
         )
         fault("time_limit", message, f"use {LEAST_MINUTES} minutes or more")
-    if need.gpus_per_node and asked.table == "train" and need.tasks_per_node != need.gpus_per_node:
-        message = f"{counted(need.tasks_per_node, 'rank')} for {counted(need.gpus_per_node, 'GPU')}"
-        fault("tasks_per_node", message, f"training runs one rank per GPU: tasks_per_node = {need.gpus_per_node}")
     return faults
+
+
+def _train_faults(asked: _Asked, need: Resources) -> list[Fault]:
+    if not need.gpus_per_node or need.tasks_per_node == need.gpus_per_node:
+        return []
+    message = f"{counted(need.tasks_per_node, 'rank')} for {counted(need.gpus_per_node, 'GPU')}"
+    hint = f"training runs one rank per GPU: tasks_per_node = {need.gpus_per_node}"
+    return [Fault(asked.where("tasks_per_node"), message, hint)]
 
 
 def _serve_faults(asked: _Asked, need: Resources, recipe: Recipe) -> list[Fault]:
