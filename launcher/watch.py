@@ -8,15 +8,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.arrays import Noted, noted_jobs, of_point, stages_of_point, units
 from launcher.errors import SchedulerError, SwiftlaunchError, UserError
-from launcher.plan import Plan, Stage, from_json, job_comment
+from launcher.plan import Plan, Stage, from_json
 from launcher.record import Event, read_events, read_json
 from launcher.rundir import RunDir
 from launcher.scheduler import Job, Scheduler, default_state_dir, open_scheduler
 from launcher.scheduler.reasons import in_words
 from launcher.states import State
+from launcher.sweep import SELECT, Sweep, point_files, read_sweep, sweep_above
 
 _FAILED = (State.FAILED, State.TIMEOUT, State.NODE_FAIL, State.OUT_OF_MEMORY, State.PREEMPTED)
+
+_MOST_TELLING = (  # the state of several points in one
+    State.RUNNING,
+    State.REQUEUED,
+    State.PENDING,
+    State.UNKNOWN,
+    *_FAILED,
+    State.CANCELLED,
+    State.NOT_SUBMITTED,
+    State.COMPLETED,
+)
 
 _EDGE_BYTES = 64 * 1024  # of each event file, at either end
 _A_DAY = 86400.0
@@ -52,6 +65,7 @@ class StageStatus:
     endpoint: dict[str, Any] | None = None  # of a server that answers: base_url, host, port, model, engine, pid
     why: str = ""  # `reason` in words: why it waits and what can be done, or which stage it was cancelled for
     expected: float | None = None  # when the scheduler expects a waiting stage to start
+    points: dict[str, int] | None = None  # of a stage of a sweep's points: how many are in each state
 
 
 @dataclass(frozen=True)
@@ -105,8 +119,31 @@ def load_plan(run_dir: Path) -> Plan:
 def refresh(run_dir: Path) -> RunStatus:
     """The run's state from its files and one question to the scheduler. Raises SchedulerError without an answer."""
     plan = load_plan(run_dir)
-    jobs = stage_jobs([(plan, run_dir)], open_scheduler(plan.scheduler, state_dir=default_state_dir()))
+    jobs = noted_states([(plan, run_dir)], open_scheduler(plan.scheduler, state_dir=default_state_dir()))
     return run_status(plan, run_dir, jobs[run_dir])
+
+
+def active_jobs(run_dir: Path) -> dict[str, str]:
+    """The jobs that wait or run, by what they do: a stage, or a stage of one point of a sweep ("train/7").
+
+    Raises SchedulerError without an answer.
+    """
+    return {name: job_id for name, (state, job_id) in _states(run_dir).items() if job_id and not state.terminal}
+
+
+def failed(run_dir: Path) -> set[str]:
+    """What has failed, named as in `active_jobs`. Raises SchedulerError without an answer."""
+    return {name for name, (state, _) in _states(run_dir).items() if state in _FAILED}
+
+
+def _states(run_dir: Path) -> dict[str, tuple[State, str]]:
+    plan, files = load_plan(run_dir), RunDir(run_dir)
+    jobs = noted_states([(plan, run_dir)], open_scheduler(plan.scheduler, state_dir=default_state_dir()))[run_dir]
+    states = {stage.name: (stage.state, stage.job_id) for stage in run_status(plan, run_dir, jobs).stages}
+    if sweep := read_sweep(files):
+        states = {name: found for name, found in states.items() if name not in sweep.each}
+        states |= point_states(plan, files, sweep, jobs)
+    return states
 
 
 def refresh_or_trouble(run_dir: Path) -> RunStatus:
@@ -115,6 +152,21 @@ def refresh_or_trouble(run_dir: Path) -> RunStatus:
         return refresh(run_dir)
     except SchedulerError as error:
         return run_status(load_plan(run_dir), run_dir, {}, trouble=_trouble(error))
+
+
+def refresh_points(run_dir: Path) -> tuple[RunStatus, dict[str, State]]:
+    """As `refresh_or_trouble`, of a sweep; and the state of every stage of every point ("train/7")."""
+    plan, files = load_plan(run_dir), RunDir(run_dir)
+    jobs, trouble = dict[str, Job](), ""
+    try:
+        scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir())
+        jobs = noted_states([(plan, run_dir)], scheduler)[run_dir]
+    except SchedulerError as error:
+        trouble = _trouble(error)
+    sweep = read_sweep(files)
+    points = point_states(plan, files, sweep, jobs, trouble=bool(trouble)) if sweep else {}
+    status = run_status(plan, run_dir, jobs, trouble=trouble)
+    return status, {name: state for name, (state, _) in points.items()}
 
 
 def refresh_all(run_dirs: Iterable[Path]) -> dict[Path, RunStatus | SwiftlaunchError]:
@@ -131,7 +183,7 @@ def refresh_all(run_dirs: Iterable[Path]) -> dict[Path, RunStatus | SwiftlaunchE
     for kind, runs in by_scheduler.items():
         jobs, trouble = {run_dir: dict[str, Job]() for _, run_dir in runs}, ""
         try:
-            jobs = stage_jobs(runs, open_scheduler(kind, state_dir=default_state_dir()))
+            jobs = noted_states(runs, open_scheduler(kind, state_dir=default_state_dir()))
         except SchedulerError as error:
             trouble = _trouble(error)
         found |= {run_dir: run_status(plan, run_dir, jobs[run_dir], trouble=trouble) for plan, run_dir in runs}
@@ -145,16 +197,27 @@ def _trouble(error: SchedulerError) -> str:
 def run_status(plan: Plan, run_dir: Path, jobs: Mapping[str, Job], *, trouble: str = "") -> RunStatus:
     """The run's state from its files and the newest job of each stage."""
     files = RunDir(run_dir)
+    sweep = read_sweep(files)
     events: dict[str, list[Event]] = {}
     for event in read_events(files.events, edge_bytes=_EDGE_BYTES):
         events.setdefault(str(event.get("stage")), []).append(event)
-    submitted = files.jobs.exists()
+    submitted = files.jobs.exists() or sweep_above(run_dir) is not None
+    points = point_states(plan, files, sweep, jobs, trouble=bool(trouble)) if sweep else {}
     stages: dict[str, StageStatus] = {}  # in the plan's order: each after those it depends on
-    for stage in plan.stages:
-        before = [stages[name] for name in stage.depends_on]
+    for stage in stages_of_point(plan, files):
+        before = [stages[name] for name in stage.depends_on if name in stages]
+        if stage.name == SELECT:  # a point that failed does not keep it from choosing among the others
+            before = [earlier for earlier in before if not earlier.state.terminal]
+        if sweep and stage.name in sweep.each:
+            stages[stage.name] = _points_status(files, sweep, stage, points, jobs)
+            continue
         vain = any(earlier.state in (*_FAILED, State.CANCELLED) for earlier in before)
         job = jobs.get(stage.name) or (Job("") if trouble and submitted else None)  # then its state is unknown
-        status = stage_status(files, stage, job, events.get(stage.name, []), waits_in_vain=vain)
+        place, own = files, events.get(stage.name, [])
+        if sweep and stage.name in sweep.best and files.best.exists():
+            place = RunDir(files.best)
+            own = read_events(place.events, stage=stage.name, edge_bytes=_EDGE_BYTES)
+        status = stage_status(place, stage, job, own, waits_in_vain=vain)
         stages[stage.name] = replace(status, why=_why(status, before))
     found = tuple(stages.values())
     state = "UNKNOWN" if trouble and any(not stage.state.terminal for stage in found) else run_state(found)
@@ -193,35 +256,108 @@ def follow(run_dir: Path, interval: float = 1.0) -> Iterator[RunStatus]:
             status = replace(status, trouble=_trouble(error))
 
 
-def stage_jobs(runs: Sequence[tuple[Plan, Path]], scheduler: Scheduler) -> dict[Path, dict[str, Job]]:
-    """The newest job of each stage that has one, by run directory: one question for all runs.
+def noted_states(runs: Sequence[tuple[Plan, Path]], scheduler: Scheduler) -> dict[Path, dict[str, Job]]:
+    """The newest job of everything that has one (`arrays.noted_jobs`), by run directory: one question for all runs.
 
     A submission that was cut between the scheduler's answer and our note of it is found by its comment.
     """
-    newest: dict[tuple[Path, str], str] = {}
-    comments: dict[tuple[Path, str], str] = {}
+    newest: dict[tuple[Path, str], Noted] = {}
     began = time.time()
     for plan, run_dir in runs:
         files = RunDir(run_dir)
         began = min(began, files.plan.stat().st_mtime - _A_DAY)
-        for stage, ids in (read_json(files.jobs) or {}).items():
-            if ids:
-                newest[run_dir, stage] = ids[-1]  # empty: not answered yet
-                comments[run_dir, stage] = job_comment(plan.run_id, stage)
-    ids = sorted({job_id for job_id in newest.values() if job_id})
+        newest |= {(run_dir, name): job for name, job in noted_jobs(plan, files).items()}
+    ids = sorted({job.job_id for job in newest.values() if job.job_id})
     found = scheduler.jobs(ids, since=min(began, time.time() - 90 * _A_DAY)) if ids else {}
     # a job with another comment is not ours: a controller that crashed gives the ids of jobs that it lost again
     jobs = {
-        key: found[job_id]
-        for key, job_id in newest.items()
-        if job_id in found and found[job_id].comment in ("", comments[key])
+        key: found[noted.job_id]
+        for key, noted in newest.items()
+        if noted.job_id in found and found[noted.job_id].comment in ("", noted.comment)
     }
-    lost = [key for key in newest if key not in jobs]
-    matches = scheduler.find_all([comments[key] for key in lost], since=began) if lost else {}
-    for key in lost:
-        if same := matches[comments[key]]:
-            jobs[key] = max(same, key=lambda job: job.submitted or 0.0)
+    jobs |= _found_by_comment(scheduler, {key: job for key, job in newest.items() if key not in jobs}, began)
     return {run_dir: {stage: jobs[at, stage] for at, stage in jobs if at == run_dir} for _, run_dir in runs}
+
+
+def _found_by_comment(
+    scheduler: Scheduler, lost: Mapping[tuple[Path, str], Noted], since: float
+) -> dict[tuple[Path, str], Job]:
+    """The newest job with the comment of each one that was not found by its id."""
+    if not lost:
+        return {}
+    matches = scheduler.find_all(sorted({job.comment for job in lost.values()}), since=since)
+    found: dict[tuple[Path, str], Job] = {}
+    tasks: dict[tuple[Path, str], str] = {}
+    for key, noted in lost.items():
+        if same := matches[noted.comment]:
+            newest = max(same, key=lambda job: job.submitted or 0.0)
+            if noted.task is None:
+                found[key] = newest
+            else:
+                tasks[key] = f"{newest.job_id}_{noted.task}"
+    jobs = scheduler.jobs(sorted(set(tasks.values())), since=since) if tasks else {}
+    return found | {key: jobs[job_id] for key, job_id in tasks.items()}
+
+
+def point_states(
+    plan: Plan, files: RunDir, sweep: Sweep, jobs: Mapping[str, Job], *, trouble: bool = False
+) -> dict[str, tuple[State, str]]:
+    """State and job of every stage of every point of a sweep ("train/7"); reads no more files than it must."""
+    states: dict[str, tuple[State, str]] = {}
+    for unit in units(plan, sweep, files):
+        if unit.point is None or unit.files is None:
+            continue
+        job = jobs.get(unit.name) or (Job("") if trouble else None)
+        state = job.state if job else State.NOT_SUBMITTED
+        if state in (State.COMPLETED, State.UNKNOWN, State.RUNNING, *_FAILED, State.CANCELLED):
+            vain = any(states[name][0] in (*_FAILED, State.CANCELLED) for name in unit.after if name in states)
+            done = unit.files.result(unit.stage.name).exists()
+            state, _ = _state(unit.files, unit.stage, job, done=done, waits_in_vain=vain)
+        states[unit.name] = (state, job.job_id if job else "")
+    return states
+
+
+def _points_status(
+    files: RunDir, sweep: Sweep, stage: Stage, points: Mapping[str, tuple[State, str]], jobs: Mapping[str, Job]
+) -> StageStatus:
+    """A stage of all points in one: running while one runs, and failed if one has failed."""
+    own = {name: points[name] for point in sweep.points if (name := of_point(stage.name, point.number)) in points}
+    states = [state for state, _ in own.values()]
+    counts = {state.value: states.count(state) for state in State if state in states}
+    known = [jobs[name] for name in own if name in jobs]
+    waits = next((job for job in known if job.state is State.PENDING), None)
+    whole = min(states, key=_MOST_TELLING.index, default=State.NOT_SUBMITTED)
+    if whole in (State.PENDING, State.UNKNOWN) and State.COMPLETED in states:
+        whole = State.RUNNING
+    ended = [job.ended for job in known if job.ended is not None]
+    return StageStatus(
+        name=stage.name,
+        worker=stage.worker,
+        state=whole,
+        job_id=" ".join(dict.fromkeys(job_id.partition("_")[0] for _, job_id in own.values() if job_id)),
+        attempts=0,
+        reason=waits.reason if waits else "",
+        submitted=min((job.submitted for job in known if job.submitted is not None), default=None),
+        started=min((job.started for job in known if job.started is not None), default=None),
+        ended=max(ended, default=None) if whole.terminal else None,
+        result=None,
+        step=None,
+        progress=None,
+        error=_first_error(files, sweep, stage, own),
+        estimate_seconds=stage.estimate.seconds,
+        points=counts,
+    )
+
+
+def _first_error(files: RunDir, sweep: Sweep, stage: Stage, states: Mapping[str, tuple[State, str]]) -> str:
+    """What the first failed point's rank said of itself."""
+    for point in sweep.points:
+        if states.get(of_point(stage.name, point.number), (State.PENDING, ""))[0] in _FAILED:
+            own = point_files(files, point)
+            begun = own.batch_log(stage.name).parent.glob("attempt-*")
+            said = _error(own, stage.name, max((int(path.name.rpartition("-")[2]) for path in begun), default=1))
+            return f"point {point.number}: {said}" if said else f"point {point.number} failed"
+    return ""
 
 
 def run_state(stages: tuple[StageStatus, ...]) -> str:
@@ -244,14 +380,7 @@ def stage_status(
 ) -> StageStatus:
     """One stage from its files, its newest job and its events by time; `waits_in_vain`: a stage before it failed."""
     result = read_json(files.result(stage.name))
-    state = job.state if job else State.NOT_SUBMITTED
-    reason = job.reason if job else ""
-    if result is not None:
-        state, reason = State.COMPLETED, ""
-    elif state is State.COMPLETED:
-        state, reason = State.FAILED, "the job ended with code 0 but wrote no result"
-    elif state is State.UNKNOWN:
-        state = _forgotten(files, stage, waits_in_vain=waits_in_vain)
+    state, reason = _state(files, stage, job, done=result is not None, waits_in_vain=waits_in_vain)
     ended = job.ended if job and state.terminal else None
     if result is not None and ended is None:  # the job script is still ending, or the scheduler has forgotten the job
         ended = files.result(stage.name).stat().st_mtime
@@ -277,6 +406,18 @@ def stage_status(
     )
 
 
+def _state(files: RunDir, stage: Stage, job: Job | None, *, done: bool, waits_in_vain: bool) -> tuple[State, str]:
+    """A stage's state and the reason for it: what the run directory proves counts for more than its job."""
+    state = job.state if job else State.NOT_SUBMITTED
+    if done:
+        return State.COMPLETED, ""
+    if state is State.COMPLETED:
+        return State.FAILED, "the job ended with code 0 but wrote no result"
+    if state is State.UNKNOWN:
+        state = _forgotten(files, stage, waits_in_vain=waits_in_vain)
+    return state, job.reason if job else ""
+
+
 def _forgotten(files: RunDir, stage: Stage, *, waits_in_vain: bool) -> State:
     """What became of a job that the scheduler does not know (any more), where the run directory proves it.
 
@@ -285,7 +426,9 @@ def _forgotten(files: RunDir, stage: Stage, *, waits_in_vain: bool) -> State:
     if waits_in_vain or files.cancelled(stage.name).exists():
         return State.CANCELLED
     attempts = files.batch_log(stage.name).parent
-    submitted = files.jobs.stat().st_mtime if files.jobs.exists() else 0.0
+    above = sweep_above(files.root)
+    noted = above.arrays if above else files.jobs
+    submitted = noted.stat().st_mtime if noted.exists() else 0.0
     fatal = [path for path in attempts.glob("attempt-*/fatal-*.json") if path.stat().st_mtime > submitted]
     crashes = len(list(attempts.glob("attempt-*/crashed")))  # as the job script counts; `resume` forgives them
     return State.FAILED if fatal or crashes >= stage.max_attempts else State.UNKNOWN

@@ -28,6 +28,8 @@ COMMANDS = {
     "logs": "Print a stage's log.",
     "cancel": "Cancel a run, or the named stages of it.",
     "resume": "Submit again what has not succeeded and is not in the queue.",
+    "resubmit": "Submit again what has failed, and only that.",
+    "sweep": "Show the points of a sweep, the best first.",
     "serve": "Serve again what a run made.",
     "models": "Models: list the known ones, show one, fetch one.",
     "sites": "List the sites, and say which one is in use and why.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.cli.messages import say
-from launcher.cli.parameters import run_argument
+from launcher.cli.parameters import part_of_run, run_argument
 
 if TYPE_CHECKING:
     from launcher.registry import RunRow
@@ -20,7 +20,7 @@ def command(run: RunRow, stages: tuple[str, ...]) -> None:
     """Cancel a run, or the named stages of it.
 
     Stages that wait for a cancelled stage are never started. Prints the ids of the cancelled jobs; what the run has
-    written stays, and `swiftlaunch resume` goes on from there.
+    written stays, and `swiftlaunch resume` goes on from there. Of a sweep, RUN/7 is point 7 alone.
 
     \b
     Example:
@@ -36,16 +36,18 @@ def command(run: RunRow, stages: tuple[str, ...]) -> None:
             click.echo(job_id)
         say(f"the folder of {run.run_id} is gone; its jobs are {'cancelled' if ended else 'over'}")
         return
-    plan = watch.load_plan(run.run_dir)
+    root, point = part_of_run(run)
+    plan = watch.load_plan(root)
     wanted = [known_stage(plan, stage) for stage in stages] or [stage.name for stage in plan.stages]
     jobs = {
-        stage.name: stage.job_id
-        for stage in watch.refresh(run.run_dir).stages
-        if stage.name in wanted and stage.job_id and not stage.state.terminal
+        name: job_id
+        for name, job_id in watch.active_jobs(root).items()
+        if name.partition("/")[0] in wanted and name.endswith(point)
     }
     if not jobs:
         say("nothing to cancel: no such stage waits or runs")
         return
-    for job_id in cancel(run.run_dir, plan, jobs):
+    for job_id in cancel(root, plan, jobs):
         click.echo(job_id)
-    say(f"cancelled {', '.join(jobs)}; `swiftlaunch resume {run.run_id}` goes on from what is saved")
+    names = dict.fromkeys(name.partition("/")[0] for name in jobs)
+    say(f"cancelled {', '.join(names)}; `swiftlaunch resume {run.run_id}` goes on from what is saved")

@@ -12,7 +12,13 @@ from launcher.cli.messages import say
 
 @click.command(name="init")
 @click.argument("file", type=click.Path(path_type=Path), default="recipe.toml")
-@click.option("--method", metavar="METHOD", default="sft", show_default=True, help="Training method: sft or cpt.")
+@click.option(
+    "--method",
+    metavar="METHOD",
+    default="sft",
+    show_default=True,
+    help="sft, cpt, dpo, kto, simpo, orpo or cpo.",
+)
 def command(file: Path, method: str) -> None:
     """Write a commented recipe to start from.
 

@@ -31,8 +31,11 @@ def command(recipe: Path, overrides: tuple[str, ...], site_name: str, as_json: b
         return
     from launcher.view.console import data_console
     from launcher.view.plan_table import show_plan
+    from launcher.view.sweep_table import show_sweep_plan
 
-    show_plan(ready.plan, data_console(), why_site=ready.why_site, explain=True)
+    everything = ready.sweep.everything if ready.sweep else None
+    show_plan(ready.plan, data_console(), why_site=ready.why_site, explain=True, everything=everything)
+    show_sweep_plan(ready, data_console())
     if ready.plan.scheduler == "slurm":
         from launcher.scheduler.admission import look
         from launcher.view.admission import show_admission

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import click
 
 from launcher.cli.following import follow_run
 from launcher.cli.messages import if_interrupted, print_json, say
-from launcher.cli.parameters import follow_option, json_option, run_argument
+from launcher.cli.parameters import follow_option, json_option, part_of_run, run_argument
 from launcher.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def command(run: RunRow, follow: bool, as_json: bool) -> int:
     """Submit again what has not succeeded and is not in the queue.
 
     Stages with a result are kept; training goes on from its newest checkpoint. Prints the stages that were submitted.
-    Safe to repeat: with nothing to do it does nothing.
+    Safe to repeat: with nothing to do it does nothing. Of a sweep, RUN/7 is point 7 alone.
 
     \b
     Example:
@@ -32,8 +33,8 @@ def command(run: RunRow, follow: bool, as_json: bool) -> int:
     return resume_run(run, follow=follow, as_json=as_json)
 
 
-def resume_run(run: RunRow, *, follow: bool, as_json: bool) -> int:
-    """What `resume RUN` and `submit --resume RUN` do. Returns the exit code."""
+def resume_run(run: RunRow, *, follow: bool, as_json: bool, only: Collection[str] | None = None) -> int:
+    """What `resume RUN` and `submit --resume RUN` do, for the stages `only`. Returns the exit code."""
     from launcher import watch
     from launcher.submission import forget_unwritten, resume
     from launcher.units import counted
@@ -42,14 +43,16 @@ def resume_run(run: RunRow, *, follow: bool, as_json: bool) -> int:
         raise UserError(
             f"{run.run_id} was cut before anything was submitted; nothing of it is left", hint="submit its recipe again"
         )
-    plan = watch.load_plan(run.run_dir)
+    root, point = part_of_run(run)
+    plan = watch.load_plan(root)
+    if point and only is None:
+        only = [f"{stage.name}{point}" for stage in plan.stages]
 
     def active_jobs() -> dict[str, str]:
-        stages = watch.refresh(run.run_dir).stages
-        return {stage.name: stage.job_id for stage in stages if stage.job_id and not stage.state.terminal}
+        return watch.active_jobs(root)
 
     with if_interrupted(f"`swiftlaunch status {run.run_id}` says what was submitted"):
-        stages = resume(run.run_dir, plan, active_jobs)
+        stages = resume(root, plan, active_jobs, only)
     if not as_json:
         for stage in stages:
             click.echo(stage)

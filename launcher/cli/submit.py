@@ -56,9 +56,12 @@ def command(
     from launcher.units import counted
     from launcher.view.console import message_console
     from launcher.view.plan_table import show_plan
+    from launcher.view.sweep_table import show_sweep_plan
 
-    show_plan(ready.plan, message_console(), why_site=ready.why_site)
+    everything = ready.sweep.everything if ready.sweep else ready.plan.stages
+    show_plan(ready.plan, message_console(), why_site=ready.why_site, everything=everything)
+    show_sweep_plan(ready, message_console())
     run_id = ready.plan.run_id
-    submitted = counted(len(ready.plan.stages), "stage")
+    submitted = counted(len(everything), "stage")
     then = f"submitted {submitted}; `swiftlaunch status {run_id} --follow` shows how they go"
     return submit_prepared(ready, follow=follow, as_json=as_json, then=then)

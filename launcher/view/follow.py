@@ -30,7 +30,7 @@ class Board:
 
     def look(self, status: RunStatus) -> None:
         """Take a newer status."""
-        self._measured = {stage.name: self._courses.look(stage) for stage in status.stages if _goes(stage)}
+        self._measured = {stage.name: _course(self._courses, stage) for stage in status.stages if _goes(stage)}
         self._servers = {stage.name: server_address(stage) for stage in status.stages}
         self._status = status
 
@@ -97,6 +97,8 @@ def note(stage: StageStatus) -> str:
     """What there is to say of a stage that reports no progress: its result, its reason or its estimate."""
     if stage.result is not None:
         return headline(stage.worker, stage.result.get("metrics", {}))
+    if stage.points:
+        return ", ".join([show_counts(stage.points), *([stage.error] if stage.error else [])])
     if stage.error:
         return stage.error
     if stage.why or stage.reason:
@@ -104,6 +106,23 @@ def note(stage: StageStatus) -> str:
     if stage.estimate_seconds is not None and not stage.state.terminal:
         return f"about {show_seconds(stage.estimate_seconds)}"
     return ""
+
+
+def show_counts(points: dict[str, int]) -> str:
+    """How many points are in each state: "12 completed, 3 running, 1 failed"."""
+    order = ("COMPLETED", "RUNNING", "PENDING")
+    names = sorted(points, key=lambda name: (order.index(name) if name in order else len(order), name))
+    return ", ".join(f"{points[name]} {name.lower().replace('_', ' ')}" for name in names)
+
+
+def _course(courses: Courses, stage: StageStatus) -> Course | None:
+    """How far a stage is, a stage of a sweep's points by those that have ended."""
+    if not stage.points:
+        return courses.look(stage)
+    rest = {name: count for name, count in stage.points.items() if name != State.COMPLETED.value}
+    unit = ", ".join(["points", *([show_counts(rest)] if rest else [])])
+    done = stage.points.get(State.COMPLETED.value, 0)
+    return Course(done=done, total=sum(stage.points.values()), unit=unit, at=time.time())
 
 
 def _expected(stage: StageStatus) -> str:
@@ -147,7 +166,7 @@ def _plain(statuses: Iterable[RunStatus], console: Console) -> RunStatus:
         for stage in last.stages:
             address = server_address(stage)
             state = (stage.state, max(stage.attempts, 1), address)  # that the first attempt began is no news
-            course = courses.look(stage) if _goes(stage) else None
+            course = _course(courses, stage) if _goes(stage) else None
             text = course.text() if course else address or note(stage)
             since, shown = progress.get(stage.name, (0.0, ""))
             now = time.monotonic()

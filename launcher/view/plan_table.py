@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,13 +15,23 @@ from launcher.view.words import engine
 WIDE = 124  # columns from which every figure gets a column of its own
 
 
-def show_plan(plan: Plan, console: Console, *, why_site: str = "", explain: bool = False) -> None:
-    """Print a heading, the stages, totals and warnings; with `explain` also what the estimates rest on."""
+def show_plan(
+    plan: Plan,
+    console: Console,
+    *,
+    why_site: str = "",
+    explain: bool = False,
+    everything: Sequence[Stage] | None = None,
+) -> None:
+    """Print a heading, the stages, totals and warnings; with `explain` also what the estimates rest on.
+
+    `everything` is what will run where that is more than the plan's stages: in a sweep the stages of all points.
+    """
     why = f" ({why_site})" if why_site else ""
     console.print(Text(plan.name, style="bold"))
     console.print(Text(f"site {plan.site}{why}, {plan.scheduler} scheduler; {_model(plan)}"))
     console.print(plan_table(plan, wide=console.width >= WIDE))
-    console.print(Text(f"total: {_total(plan)}"))
+    console.print(Text(f"total: {_total(everything or plan.stages)}"))
     for basis, stages in _bases(plan).items() if explain else ():
         console.print(Text(f"estimates of {', '.join(stages)}: {basis}", style="dim"))
     for warning in plan.warnings:
@@ -113,20 +125,18 @@ def _model(plan: Plan) -> str:
     return f"{name}, {show_count(count)} parameters" if isinstance(count, (int, float)) else str(name)
 
 
-def _total(plan: Plan) -> str:
-    parts = [counted(len(plan.stages), "stage")]
-    known = [stage.estimate.seconds for stage in plan.stages if stage.estimate.seconds is not None]
+def _total(stages: Sequence[Stage]) -> str:
+    parts = [counted(len(stages), "stage")]
+    known = [stage.estimate.seconds for stage in stages if stage.estimate.seconds is not None]
     if known:
-        missing = len(plan.stages) - len(known)
+        missing = len(stages) - len(known)
         without = f" ({missing} without estimate)" if missing else ""
         parts.append(f"about {_duration(sum(known))} one after another{without}")
-    limit = sum(stage.resources.time_limit_minutes for stage in plan.stages)
+    limit = sum(stage.resources.time_limit_minutes for stage in stages)
     parts.append(f"at most {_duration(limit * 60)} by their time limits")
-    gpu_minutes = sum(
-        s.resources.nodes * s.resources.gpus_per_node * s.resources.time_limit_minutes for s in plan.stages
-    )
+    gpu_minutes = sum(s.resources.nodes * s.resources.gpus_per_node * s.resources.time_limit_minutes for s in stages)
     if gpu_minutes:
-        expected = [stage.estimate.gpu_hours for stage in plan.stages if stage.estimate.gpu_hours is not None]
+        expected = [stage.estimate.gpu_hours for stage in stages if stage.estimate.gpu_hours is not None]
         about = f"about {sum(expected):.1f}, " if expected else ""
         parts.append(f"{about}at most {gpu_minutes / 60:.1f} GPU hours")
     return ", ".join(parts)
