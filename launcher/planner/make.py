@@ -54,7 +54,7 @@ def make_plan(
     found = boxes(
         recipe,
         resolved,
-        model={"name": _model_name(recipe), "path": str(model.path) if model.path else ""},
+        model=_base(recipe, model),
         gpus={table: gpus_of(table, recipe, site) for table in _TABLES},
         one_at_a_time=site.scheduler == "local" or site.node.count == 1,
     )
@@ -97,8 +97,6 @@ def make_plan(
     readers = [environments[box.name] for box in found.stages if box.options.get("data")]
     warnings += checks.container_warnings(resolved.get("data"), readers)
     warnings += checks.unused_tables(recipe, found.stages)
-    if recipe.sweep is not None:
-        warnings.append("sweep: parsed, not run by submit yet")
     return Plan(
         run_id=identity.run_id,
         name=recipe.name,
@@ -122,6 +120,7 @@ def make_plan(
                 depends_on=box.depends_on,
                 layout=checks.layout_of(recipe).text(needs[box.name].world_size) if box.name == "train" else "",
                 max_attempts=decided[box.table].max_attempts,
+                resume=decided[box.table].resume,
                 estimate=estimated[box.name],
             )
             for box in found.stages
@@ -185,6 +184,12 @@ def _memory(
         elif wanted > there:
             warnings.append(f"{where}: {box.name} needs about {show_mib(wanted)} a rank, there is {what}")
     return faults, warnings
+
+
+def _base(recipe: Recipe, model: FoundModel) -> dict[str, Any]:
+    """The base model as options hold it."""
+    found = {"name": _model_name(recipe), "path": str(model.path) if model.path else ""}
+    return found | ({"chat_template": model.chat_template} if model.chat_template else {})
 
 
 def _model_name(recipe: Recipe) -> str:

@@ -26,6 +26,7 @@ from launcher.recipe.fields import (
     refuse,
     shown,
 )
+from launcher.recipe.preference import FORMATS
 from launcher.recipe.training import Train
 
 Words = Annotated[tuple[OneLine, ...], Field(strict=False)]
@@ -55,6 +56,8 @@ class Model(Section):
     """A Hugging Face model folder, relative to the file that names it."""
     revision: Revision | None = None
     """Branch, tag or commit of the model's repository."""
+    chat_template: OneLine | None = None
+    """File with the chat template (Jinja) to use instead of the model's own, relative to the file that names it."""
 
 
 class Columns(Section):
@@ -68,6 +71,12 @@ class Columns(Section):
     """Column with the answer."""
     text: OneLine | None = None
     """Column with the whole text."""
+    chosen: OneLine | None = None
+    """Column with the better of two answers (preference), a text or a list of messages."""
+    rejected: OneLine | None = None
+    """Column with the other answer (preference)."""
+    label: OneLine | None = None
+    """Column that says whether an answer is wanted (kto), true or false."""
 
 
 class Data(Section):
@@ -79,8 +88,8 @@ class Data(Section):
     """Files to train on (.jsonl, .json, .csv, .parquet), as globs relative to the file that names them."""
     evaluation: Words = ()
     """Files to evaluate on, as globs."""
-    format: Literal["auto", "messages", "prompt_completion", "text"] = "auto"
-    """What a row holds; auto decides by its columns."""
+    format: Literal["auto", "messages", "prompt_completion", "text", "preference", "kto"] = "auto"
+    """What a row holds; auto is what a preference method needs, else decides by the columns."""
     columns: Columns | None = None
     """Column names, where they differ from the format's own."""
     task: OneLine | None = None
@@ -318,3 +327,15 @@ class Recipe(Section):
     """Metrics elsewhere."""
     sweep: Sweep | None = None
     """Many runs of this recipe."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _format_of_method(cls, values: Any) -> Any:
+        """Rows of a preference method are of its own format."""
+        train, data = (values.get(name) for name in ("train", "data")) if isinstance(values, dict) else (None, None)
+        if not isinstance(train, dict) or not isinstance(data, dict) or data.get("source") != "files":
+            return values
+        method = train.get("method")
+        if not isinstance(method, str) or method not in FORMATS or data.get("format", "auto") != "auto":
+            return values
+        return {**values, "data": {**data, "format": FORMATS[method]}}

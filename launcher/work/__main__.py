@@ -7,40 +7,20 @@ again: it stays cheap and guarded.
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import multiprocessing
 import os
-import socket
 import sys
 import time
 import traceback
 from pathlib import Path
 
 from launcher.errors import SwiftlaunchError
+from launcher.failures import NODE, NOT_AGAIN, classify
 from launcher.plan import from_json
-from launcher.record import write_json
-from launcher.work.context import EXIT_FATAL, EXIT_REQUEUE, Context, Requeue, from_environment
+from launcher.record import write_json, write_text
+from launcher.work.context import EXIT_FATAL, EXIT_REQUEUE, Context, Requeue, from_environment, node_name
 from launcher.work.versions import installed_versions
-
-# Faults of the surroundings, which may be gone next time; every other exception would come again, above all too
-# little memory. "CUDA error" is a broken GPU or link; too little of its memory reads "CUDA out of memory".
-TRANSIENT_NAMES = {"DistBackendError", "DistNetworkError", "DistStoreError", "DistError"}
-TRANSIENT_TEXTS = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL error", "CUDA error")
-# A full disk is not among these: it may be the other node's. A quota waits for a person.
-_LASTING = {
-    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
-    *(errno.ENAMETOOLONG, errno.EINVAL, errno.EDQUOT),
-}
-
-
-def transient(error: BaseException) -> bool:
-    """Whether another attempt of the same stage can end differently."""
-    if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ in TRANSIENT_NAMES:
-        return True
-    if isinstance(error, OSError):  # one without a number is a library's word for a file that is wrong or missing
-        return error.errno is not None and error.errno not in _LASTING
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in TRANSIENT_TEXTS)
 
 
 def main(arguments: list[str]) -> int:
@@ -50,7 +30,7 @@ def main(arguments: list[str]) -> int:
     context.event(
         "attempt_started",
         job_id=os.environ.get("SLURM_JOB_ID", ""),
-        host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        host=node_name(),
         pid=os.getpid(),
         world_size=context.world_size,
         versions=installed_versions() if context.is_main else {},
@@ -68,18 +48,35 @@ def main(arguments: list[str]) -> int:
 
 
 def _failed(context: Context, error: BaseException) -> int:
-    code = 1 if transient(error) else EXIT_FATAL
+    found = classify(error)
+    code = EXIT_FATAL if found.kind in NOT_AGAIN else 1
     text = str(error) or repr(error)
     if not isinstance(error, SwiftlaunchError):
         traceback.print_exception(error)
-    print(f"error: {context.stage.name} rank {context.rank}: {text}", file=sys.stderr, flush=True)
+    who = f"{context.group} rank {context.rank}" if context.group else f"rank {context.rank}"
+    print(f"error: {context.stage.name} {who}: {text}", file=sys.stderr, flush=True)
     error_class = type(error).__name__
     # the file first: the job script needs the class; on a full disk the exit code has to say it alone
     with contextlib.suppress(OSError):
-        write_json(
-            context.files.failure(context.stage.name, context.attempt, context.rank, fatal=code == EXIT_FATAL),
-            {"rank": context.rank, "error": text, "error_class": error_class, "exit_code": code},
+        failure = context.files.failure(
+            context.stage.name, context.attempt, context.rank, fatal=code == EXIT_FATAL, group=context.group
         )
+        write_json(
+            failure,
+            {
+                "rank": context.rank,
+                "node": node_name(),
+                "time": time.time(),
+                "kind": found.kind,
+                "error": text,
+                "error_class": error_class,
+                "exit_code": code,
+                # an error of ours has it in its text
+                "hint": "" if getattr(error, "hint", "") else found.hint.replace("{stage}", context.stage.name),
+            },
+        )
+        if found.kind == NODE:
+            write_text(context.files.sick(context.stage.name, context.attempt, node_name()), "")
         context.event("attempt_ended", outcome="failed", exit_code=code, error=text, error_class=error_class)
     return code
 

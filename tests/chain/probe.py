@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import assets
-from launcher.plan import Environment, Plan, Resources, Stage
+from launcher.plan import Environment, Plan, Resources, Resume, Stage
 from launcher.record import read_events, write_text
 from launcher.render import render
 from launcher.rundir import RunDir
@@ -25,6 +25,7 @@ from launcher.work.context import Requeue
 def run(context):
     acts = (context.files.stage(context.stage.name) / "acts").read_text().split()
     act = acts[min(context.attempt, len(acts)) - 1]
+    context.event("metric", name="end_time", value=context.end_time)
     context.event("progress", done=context.attempt, total=len(acts), unit=act)
     if act == "half" and context.rank == context.world_size - 1:
         raise ConnectionError("peer went away")
@@ -36,6 +37,22 @@ def run(context):
         os.kill(os.getpid(), signal.SIGKILL)
     if act in ("kill", "hang"):
         time.sleep(600)
+    if act == "memory":
+        raise MemoryError
+    if act == "sick" and context.rank == context.world_size - 1:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+    if act == "bus" and context.rank == context.world_size - 1:
+        os.kill(os.getpid(), signal.SIGBUS)
+    if act in ("sick", "bus"):
+        time.sleep(600)
+    if act == "idle":
+        raise Requeue("nothing was saved")
+    if act == "slow":
+        while not context.stop_requested:
+            time.sleep(0.05)
+        time.sleep(2)
+        context.saved()
+        raise Requeue("saved at leisure")
     if act == "wrong":
         raise WorkerError("the layers do not divide")
     if act == "net":
@@ -61,15 +78,18 @@ class Chain:
     """A run of probe stages, each after the one before, submitted at once. `polls` is in seconds."""
 
     def __init__(
-        self, root: Path, scheduler: Scheduler, stages: dict[str, list[str]], *, polls: float = 0.05, **resources: Any
+        self, root: Path, scheduler: Scheduler, stages: dict[str, list[str]], *, polls: float = 0.05, **given: Any
     ) -> None:
+        """`given` are fields of Resume (backoff is off where not given) and of Resources."""
+        resume = {name: given.pop(name) for name in Resume.__dataclass_fields__ if name in given}
         self.files = RunDir(root)
         self.scheduler = scheduler
         self.polls = polls
         need = {
             **{"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1, "gpus_per_node": 0},
             **{"memory_mib": 64, "time_limit_minutes": 5},
-            **resources,
+            **{"requeue": resume.get("mode") != "chain"},
+            **given,
         }
         names = list(stages)
         self.plan = Plan(
@@ -94,6 +114,7 @@ class Chain:
                     options={},
                     depends_on=(names[index - 1],) if index else (),
                     max_attempts=3,
+                    resume=Resume(**{"backoff_seconds": 0, **resume}),
                 )
                 for index, name in enumerate(names)
             ),
@@ -106,9 +127,12 @@ class Chain:
             write_text(self.files.script(name), text, mode=0o755)
             tell(self.files, name, stages[name])
             self.files.batch_log(name).parent.mkdir(parents=True)
+        self.submit()
+
+    def submit(self) -> None:
         for stage in self.plan.stages:
             depends_on = [self.jobs[parent] for parent in stage.depends_on]
-            self.jobs[stage.name] = scheduler.submit(self.files.script(stage.name), depends_on=depends_on)
+            self.jobs[stage.name] = self.scheduler.submit(self.files.script(stage.name), depends_on=depends_on)
 
     def job(self, stage: str) -> Job:
         return self.scheduler.jobs([self.jobs[stage]])[self.jobs[stage]]

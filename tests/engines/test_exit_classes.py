@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import WorkerError
+from launcher.failures import NOT_AGAIN, classify
 from launcher.plan import Environment, Resources, Stage
 from launcher.record import Recorder
 from launcher.rundir import RunDir
-from launcher.work.__main__ import transient
 from launcher.work.context import Context, Requeue
 
 pytestmark = pytest.mark.unit
@@ -57,7 +57,7 @@ def system(code: int) -> OSError:
     ],
 )
 def test_what_is_tried_again(error: BaseException, again: bool) -> None:
-    assert transient(error) is again
+    assert (classify(error).kind not in NOT_AGAIN) is again
 
 
 @pytest.mark.parametrize(

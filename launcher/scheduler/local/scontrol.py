@@ -1,4 +1,4 @@
-"""`scontrol` as jobs of the local scheduler find it: requeue JOB, show hostnames [LIST]."""
+"""`scontrol` as jobs of the local scheduler find it: requeue JOB, show hostnames [LIST], ping."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ def main(arguments: list[str]) -> int:
             return max(_requeue(job_id) for job_id in ids.split(","))
         case ["requeue", *ids] if ids:
             return max(_requeue(job_id) for job_id in ids)
+        case ["ping"]:
+            print("the local scheduler is UP")
+            return 0
         case ["show", word, *lists] if word in ("hostnames", "hostname") and len(lists) < 2:
             try:
                 found = expand(lists[0] if lists else os.environ.get("SLURM_JOB_NODELIST", ""))
@@ -23,7 +26,9 @@ def main(arguments: list[str]) -> int:
                 return _error(str(error))
             print(*found, sep="\n")
             return 0
-    return _error(f"{' '.join(arguments)!r} is not known to the local scheduler, which has requeue and show hostnames")
+    return _error(
+        f"{' '.join(arguments)!r} is not known to the local scheduler, which has requeue, show hostnames, ping"
+    )
 
 
 def _requeue(job_id: str) -> int:
