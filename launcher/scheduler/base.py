@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from launcher.errors import SchedulerError
 from launcher.states import State
 
 
@@ -31,6 +32,30 @@ class Job:
     ended: float | None = None
     comment: str = ""
     expected: float | None = None  # when the scheduler expects a waiting job to start
+
+
+class NotKept(SchedulerError):
+    """The scheduler keeps no record of what is asked for: a Slurm without accounting."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """One run of a job: what it was given and what it used. A requeued job has several. None: not known.
+
+    `cpus` and `gpus` are of all nodes together, memory is per node. `peak_mib` is the largest process at its peak,
+    times the tasks of a node: what a node needs at most.
+    """
+
+    job_id: str
+    state: State
+    seconds: float
+    nodes: int
+    cpus: int
+    gpus: int = 0
+    memory_mib: float | None = None
+    limit_seconds: float | None = None
+    cpu_seconds: float | None = None
+    peak_mib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +98,13 @@ class Scheduler(Protocol):
 
     def find_all(self, comments: Sequence[str], *, since: float | None = None) -> dict[str, list[Job]]:
         """As `find`, for several comments in one refresh."""
+        ...
+
+    def use(self, ids: Sequence[str], *, since: float | None = None) -> list[Use]:
+        """What the jobs of these ids have used so far, each run of each, in their order; `since` as for `jobs`.
+
+        Raises NotKept where nothing is kept on it.
+        """
         ...
 
     def cancel(self, ids: Sequence[str]) -> None:

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from launcher.errors import Fault, InputError, UserError
 from launcher.record import write_text
-from launcher.scheduler.base import Job, Machine, whole_array, with_kind
+from launcher.scheduler.base import Job, Machine, Use, whole_array, with_kind
 from launcher.scheduler.local import environment, folders, launch
 from launcher.scheduler.local.config import Timing, remember
 from launcher.scheduler.local.resources import too_much
@@ -96,6 +97,18 @@ class LocalScheduler:
             whole.setdefault(str(row.submission), []).append(row)
         return [_job(job_id, rows) for job_id, rows in whole.items()]
 
+    def use(self, ids: Sequence[str], *, since: float | None = None) -> list[Use]:
+        """See Scheduler.use. Only runs that have ended are known."""
+        found = []
+        for row in (row for rows in self._table.by_ids(ids).values() for row in rows):
+            for number in range(row.restarts + 1):
+                text = folders.read(folders.ended(folders.run(self._state_dir, row.id, number)))
+                ended = json.loads(text) if text else {}
+                if "seconds" in ended:
+                    state = State(row.state) if number == row.restarts else State.REQUEUED
+                    found.append(_use(row, state, ended))
+        return found
+
     def cancel(self, ids: Sequence[str]) -> None:
         """See Scheduler.cancel. Raises UserError for ids that do not exist, after the others were cancelled."""
         found = self._table.by_ids(ids)
@@ -117,6 +130,22 @@ def _dependencies(kind: str, ids: Sequence[str]) -> tuple[tuple[str, str], ...]:
         return parse_dependencies(",".join(":".join(with_kind(job_id, kind)) for job_id in ids))
     except ValueError as error:
         raise UserError(str(error), where="--dependency", hint=f"kinds: {', '.join(DEPENDENCIES)}") from None
+
+
+def _use(row: Row, state: State, ended: Mapping[str, Any]) -> Use:
+    need = row.request
+    return Use(
+        job_id=row.job_id,
+        state=state,
+        seconds=float(ended["seconds"]),
+        nodes=need.nodes,
+        cpus=need.nodes * need.cpus_per_node,
+        gpus=need.nodes * need.gpus_per_node,
+        memory_mib=need.memory_mib or None,
+        limit_seconds=need.time_limit_seconds or None,
+        cpu_seconds=float(ended["cpu_seconds"]),
+        peak_mib=float(ended["largest_process_mib"]) * need.tasks_per_node,
+    )
 
 
 def _job(job_id: str, rows: Sequence[Row]) -> Job:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -59,11 +60,12 @@ class _Run:
         self.warn_at = self.limit_at - row.request.signal_seconds if row.request.signal else float("inf")
 
     def to_the_end(self) -> dict[str, object]:
-        """What to write about the run: cause, wait status, time of the end (Unix seconds), reason."""
+        """What to write about the run: cause, wait status, time of the end (Unix seconds), reason, what it used."""
         try:
             batch = self._start_batch()
         except OSError as error:
             return {"cause": "", "status": 1 << 8, "ended": time.time(), "reason": f"cannot start: {error}"}
+        started = time.time()
         while self.status is None:
             self._look(batch)
         ended = time.time()
@@ -73,7 +75,16 @@ class _Run:
             self._wait()
         left = tree.kill_all(self._processes)
         reason = f"processes {sorted(left)} do not end" if left else ""
-        return {"cause": self.cause, "status": self.status, "ended": ended, "reason": reason}
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of all that has ended below us
+        return {
+            "cause": self.cause,
+            "status": self.status,
+            "ended": ended,
+            "reason": reason,
+            "seconds": ended - started,
+            "cpu_seconds": used.ru_utime + used.ru_stime,
+            "largest_process_mib": used.ru_maxrss / 1024,
+        }
 
     def _look(self, batch: int) -> None:
         self.status = self._wait().get(batch)

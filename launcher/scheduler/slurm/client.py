@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from launcher.errors import SchedulerError, UserError
-from launcher.scheduler.base import Job, with_kind
+from launcher.scheduler.base import Job, NotKept, Use, with_kind
 from launcher.scheduler.local.script import parse_script
 from launcher.scheduler.process import Finished
 from launcher.scheduler.slurm import ask
@@ -25,6 +26,7 @@ from launcher.scheduler.slurm.text import (
     parse_test_only,
     pick,
 )
+from launcher.scheduler.slurm.usage import USE_FIELDS, parse_use
 from launcher.states import State
 
 _SECONDS_PER_DAY = 86400
@@ -167,6 +169,19 @@ class SlurmScheduler:
             jobs = [pick(job_id, known) for job_id in sorted(ids, key=int)]
             found[comment] = sorted(jobs, key=lambda job: job.submitted or 0.0)  # ids may start again from 1
         return found
+
+    def use(self, ids: Sequence[str], *, since: float | None = None) -> list[Use]:
+        """See Scheduler.use."""
+        _check_ids(ids)
+        masters = ",".join(sorted({master(job_id) for job_id in ids}, key=int))
+        if shutil.which("sacct") is None:
+            raise NotKept("this site has no sacct: Slurm keeps no record of what jobs used")
+        answer = ask.ask(["sacct", "-P", "-n", "-D", "-S", _start(since), "-o", USE_FIELDS, f"--jobs={masters}"])
+        if "accounting storage is disabled" in answer.stderr:
+            raise NotKept("this site has no accounting: Slurm keeps no record of what jobs used")
+        if answer.returncode != 0:
+            raise ask.failure("sacct", answer)
+        return parse_use(answer.stdout)
 
     def test(self, script: str) -> Outlook:
         """What Slurm says of a script's text without making a job of it; its dependencies are not in it."""
