@@ -87,6 +87,10 @@ class Stream(Generic[Item]):
         picked = order(len(self.samples), seed=self.seed, first=first, size=self.global_batch_size)
         return [self.samples[index] for index in picked]
 
+    def micro(self, step: int) -> Iterator[Batch]:
+        """This rank's micro-batches of a step."""
+        raise NotImplementedError
+
     def own(self, items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         """This rank's part of a global batch, a micro-batch at a time."""
         for number in range(self.micro_batches):

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from launcher.work.megatron import losses
-from launcher.work.megatron.batches import Batch, Batches
+from launcher.work.megatron.batches import Batch, Batches, PackedBatches
 from launcher.work.megatron.forward import first_of_context, over_context
-from launcher.work.megatron.pairs import SINGLE, PairBatch, PairBatches
+from launcher.work.megatron.pairs import PairBatch, PairBatches
 from launcher.work.megatron.reference import Reference
 
 WITH_REFERENCE = ("dpo", "kto")
@@ -29,7 +29,7 @@ class NextToken:
     labels = True
     figures: tuple[str, ...] = ()
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Batches | PackedBatches) -> None:
         self.batches = batches
 
     def begin(self, step: int) -> Callable[[], Iterator[Batch]]:
@@ -51,7 +51,7 @@ class Preference:
         self.settings = {name: value for name, value in settings.items() if value is not None}
         self.batches = batches
         self.reference = reference
-        self.single = method in SINGLE
+        self.single = batches.single
         self.sequences = 1 if self.single else 2
         self.labels = method != "rm"  # a reward model has scores for outputs
         self.sft_scale = 0.0  # the weight of one chosen token's loss
@@ -64,7 +64,7 @@ class Preference:
         self.reference.begin(pairs)
         tokens = sum(sum(self._sft_tokens(pair.first.trained)) for pair in pairs)
         self.sft_scale = float(self.settings.get("sft_weight", 0.0)) * len(pairs) / max(1, tokens)
-        return partial(self.batches.micro, pairs, second=not self.single)
+        return partial(self.batches.micro, step)
 
     def loss(self, batch: Batch, out: Any) -> tuple[Any, Any, Any]:
         """The summed loss, the pairs that it is over, and [loss, pairs, sums of figures, counts of figures]."""

@@ -6,7 +6,7 @@ which is trained, and the same prompt with another row's answer, which measures 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,9 +77,16 @@ def tokenise_pairs(
 
 
 class PairBatches(Stream[Pair]):
-    """Micro-batches of pairs; sizes count pairs."""
+    """Micro-batches of pairs; sizes count pairs. With `single` the first sequences alone are trained on."""
 
-    def micro(self, pairs: Sequence[Pair], *, first: bool = True, second: bool = True) -> Iterator[PairBatch]:
+    def __init__(self, pairs: Sequence[Pair], train: Mapping[str, Any], *, single: bool, **place: int) -> None:
+        super().__init__(pairs, train, **place)
+        self.single = single
+
+    def micro(self, step: int) -> Iterator[PairBatch]:
+        return self.taken(self.of_step(step), second=not self.single)
+
+    def taken(self, pairs: Sequence[Pair], *, first: bool = True, second: bool = True) -> Iterator[PairBatch]:
         """This rank's micro-batches of a global batch; of each pair both sequences, or one."""
         for own in self.own(pairs):
             sequences = [pair.first for pair in own] * first + [pair.second for pair in own] * second

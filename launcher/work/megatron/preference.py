@@ -10,7 +10,7 @@ from launcher.topology import Layout
 from launcher.work.data import Problem
 from launcher.work.megatron.model import Model, frozen
 from launcher.work.megatron.objective import Preference
-from launcher.work.megatron.pairs import PairBatches, tokenise_pairs
+from launcher.work.megatron.pairs import SINGLE, PairBatches, tokenise_pairs
 from launcher.work.megatron.reference import FROZEN_COPY, PRECOMPUTED, Reference
 
 METHODS = ("dpo", "kto", "simpo", "orpo", "cpo", "rm")
@@ -28,7 +28,7 @@ def pair_batches(
         seed=int(train["seed"]),
         padding=place["padding"],
     )
-    return PairBatches(pairs, train, **place)
+    return PairBatches(pairs, train, single=train["method"] in SINGLE, **place)
 
 
 def preference(
@@ -48,7 +48,7 @@ def preference(
     settings: Mapping[str, Any] = train["preference"]
     kind = settings.get("reference") or ""
     copy = frozen(base, train, layout) if kind == FROZEN_COPY else ()
-    reference = Reference(model, batches, method=train["method"], kind=kind, copy=copy)
+    reference = Reference(model, batches, kind=kind, copy=copy)
     if kind == PRECOMPUTED:
         reference.precompute(file, {"data": data})
     return Preference(train["method"], settings, batches, reference)

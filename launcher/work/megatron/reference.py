@@ -24,7 +24,7 @@ from launcher.work.megatron.forward import (
     reports_alone,
 )
 from launcher.work.megatron.model import Model
-from launcher.work.megatron.pairs import SINGLE, Pair, PairBatch, PairBatches
+from launcher.work.megatron.pairs import Pair, PairBatch, PairBatches
 
 ADAPTER_OFF, FROZEN_COPY, PRECOMPUTED = "adapter-off", "frozen-copy", "precomputed"
 
@@ -32,11 +32,10 @@ ADAPTER_OFF, FROZEN_COPY, PRECOMPUTED = "adapter-off", "frozen-copy", "precomput
 class Reference:
     """What a method reads of the reference; methods without one never ask. Every rank calls `begin` together."""
 
-    def __init__(self, model: Model, batches: PairBatches, *, method: str, kind: str, copy: Sequence[Any] = ()) -> None:
+    def __init__(self, model: Model, batches: PairBatches, *, kind: str, copy: Sequence[Any] = ()) -> None:
         self.model, self.batches = model, batches
         self.kind = kind
         self.copy = copy  # the frozen copy's chunks
-        self.single = method in SINGLE
         self.kl: Any = torch.zeros(())  # KTO's reference point of this step
         self._known: dict[int, tuple[float, float]] = {}  # by the pair's index
 
@@ -72,7 +71,7 @@ class Reference:
                 self._known = self._log_probabilities(self.model.chunks, pairs)
         elif self.kind == FROZEN_COPY:
             self._known = self._log_probabilities(self.copy, pairs)
-        if self.single:
+        if self.batches.single:
             self.kl = self._distance(pairs)
 
     def first(self, indices: Sequence[int], like: Any) -> Any:
@@ -107,7 +106,7 @@ class Reference:
 
         reports = forward_backward(
             chunks,
-            lambda: self.batches.micro(pairs, first=first),
+            lambda: self.batches.taken(pairs, first=first),
             look,
             count=self.batches.micro_batches,
             sequences=self.batches.micro_batch_size * (2 if first else 1),
