@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 @click.argument("stage", default="")
 @click.option("--follow", is_flag=True, help="Go on printing, into later attempts too, until the stage has ended.")
 @click.option("--rank", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Which rank's log.")
+@click.option(
+    "--group", metavar="NAME", default="", help="Which group's ranks, in a stage with groups. Default: the first."
+)
 @click.option("--attempt", metavar="N", type=click.IntRange(min=1), help="Which attempt's log. Default: the newest.")
 @click.option("--batch", is_flag=True, help="The log of the job script itself, all attempts, instead of a rank's.")
-def command(run: RunRow, stage: str, follow: bool, rank: int, attempt: int | None, batch: bool) -> None:
+def command(run: RunRow, stage: str, follow: bool, rank: int, group: str, attempt: int | None, batch: bool) -> None:
     """Print a stage's log.
 
     Without STAGE: the stage that runs, or that failed, or the last one that has a log. Before the first rank has
@@ -38,7 +41,8 @@ def command(run: RunRow, stage: str, follow: bool, rank: int, attempt: int | Non
     plan = watch.load_plan(run.run_dir)
     files = RunDir(run.run_dir)
     name = logs.choose_stage(plan, watch.refresh(run.run_dir).stages, stage)
-    source = logs.Source(files, name, rank=rank, attempt=attempt, batch=batch)
+    group = logs.known_group(plan, name, group)
+    source = logs.Source(files, name, rank=rank, attempt=attempt, batch=batch, group=group)
     out = sys.stdout.buffer
 
     def ended() -> bool:

@@ -29,6 +29,7 @@ class Source:
     rank: int = 0
     attempt: int | None = None
     batch: bool = False
+    group: str = ""
 
     def path(self) -> Path:
         """The file now. Raises UserError where there is none (yet)."""
@@ -36,7 +37,7 @@ class Source:
             path = self.files.batch_log(self.stage)
         else:
             attempt = self.attempt or newest_attempt(self.files, self.stage)
-            path = self.files.rank_log(self.stage, attempt, self.rank)
+            path = self.files.rank_log(self.stage, attempt, self.rank, self.group)
         if not path.is_file():
             raise UserError(
                 f"{self.stage} has no such log yet",
@@ -60,6 +61,18 @@ def known_stage(plan: Plan, text: str) -> str:
     close = difflib.get_close_matches(text, names, n=1)
     hint = f"did you mean {close[0]}?" if close else f"its stages are: {', '.join(names)}"
     raise UserError(f"run {plan.run_id} has no stage {text!r}", hint=hint)
+
+
+def known_group(plan: Plan, stage: str, text: str) -> str:
+    """The stage's group of that name, the first without a name; "" for a stage without groups.
+
+    Raises UserError that names those there are.
+    """
+    names = [group.name for box in plan.stages if box.name == stage for group in box.groups]
+    if text and text not in names:
+        hint = f"its groups are: {', '.join(names)}" if names else "it has no groups: leave --group out"
+        raise UserError(f"stage {stage} has no group {text!r}", hint=hint)
+    return text or (names[0] if names else "")
 
 
 def choose_stage(plan: Plan, stages: Sequence[StageStatus], text: str) -> str:

@@ -1,10 +1,12 @@
 """`srun` as jobs of the local scheduler find it: starts the tasks of a step, hands signals on, ends them together.
 
-Steps of one job share its CPUs and GPUs, as with --overlap. Imports are few: this starts with every step.
+Steps of one job share its CPUs, and its GPUs unless they say how many they want: then each has its own, and waits
+for them. Imports are few: this starts with every step.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -28,17 +30,18 @@ _VALUED = {
     "-D": "chdir",
     "-J": "job-name",
     "-m": "distribution",
+    "-r": "relative",
 }
 _FLAGS = {"-l": "label", "-u": "unbuffered", "-K": "kill-on-bad-exit", "-v": "verbose", "-Q": "quiet"}
 _IGNORED = {
-    *("unbuffered", "verbose", "quiet", "overlap", "exact", "exclusive", "mpi", "mem", "cpu-bind", "gpu-bind", "gres"),
-    *("gpus", "gpus-per-node", "distribution", "job-name", "mem-bind", "mem-per-cpu", "hint", "wait", "network"),
+    *("unbuffered", "verbose", "quiet", "overlap", "exact", "exclusive", "mpi", "mem", "cpu-bind", "gpu-bind"),
+    *("gpus", "distribution", "job-name", "mem-bind", "mem-per-cpu", "hint", "wait", "network"),
     *("input", "het-group", "comment"),
 }
 _OPTIONAL = {"kill-on-bad-exit": "1", "exclusive": ""}  # options whose value may be left out
 _KNOWN = {
     *("nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-task", "output", "error", "open-mode"),
-    *("nodelist", "chdir", "label", "kill-on-bad-exit", "export"),
+    *("nodelist", "relative", "chdir", "label", "kill-on-bad-exit", "export", "gpus-per-node", "gres"),
 }
 
 
@@ -80,12 +83,15 @@ def place(given: dict[str, str], nodes: list[dict[str, Any]], environ: dict[str,
         nodes = [node for node in nodes if node["name"] in wanted]
         if len(nodes) != len(wanted):
             raise ValueError(f"--nodelist={given['nodelist']}: not all of these nodes belong to the job")
-    elif "nodes" in given:
-        count = _count(given, "nodes", 0)
-        if count > len(nodes):
-            raise ValueError(f"--nodes={count}: the job has {len(nodes)} nodes")
+    elif "nodes" in given or "relative" in given:
+        first = _number(given, "relative", 0)
+        count = _count(given, "nodes", len(nodes) - first)
+        if first + count > len(nodes):
+            after = f" after the first {first}" if first else ""
+            raise ValueError(f"--nodes={count}{after}: the job has {len(nodes)} nodes")
+        nodes = nodes[first:]
         nodes = nodes[:count]
-    narrowed = "nodes" in given or "nodelist" in given or "ntasks-per-node" in given
+    narrowed = not {"nodes", "nodelist", "relative", "ntasks-per-node"}.isdisjoint(given)
     per_node = _count(given, "ntasks-per-node", 0)
     inherited = per_node or int(environ.get("SLURM_NTASKS_PER_NODE", "1"))
     default = len(nodes) * inherited if narrowed else int(environ.get("SLURM_NTASKS", "1"))
@@ -117,10 +123,55 @@ def _count(given: dict[str, str], name: str, default: int) -> int:
     return int(text)
 
 
+def _number(given: dict[str, str], name: str, default: int) -> int:
+    text = given.get(name, str(default))
+    if not text.isdigit():
+        raise ValueError(f"--{name}={text}: not a whole number")
+    return int(text)
+
+
+def gpus_wanted(given: dict[str, str]) -> int | None:
+    """GPUs per node that the step asks for by --gpus-per-node or --gres; None where it shares the job's."""
+    text = given.get("gpus-per-node", given.get("gres", ""))
+    count = "0" if text == "none" else text.rpartition(":")[2]
+    if not text or (count == "gpu" and "gres" in given):
+        return 1 if text else None
+    if not count.isdigit():
+        raise ValueError(f"{text!r} is not a number of GPUs")
+    return int(count)
+
+
+def share_gpus(nodes: list[dict[str, Any]], wanted: int, taken: set[int]) -> list[dict[str, Any]] | None:
+    """The step's nodes with so many GPUs each that no other step has; None while too few are free.
+
+    Raises ValueError where the job never has as many.
+    """
+    found = []
+    for node in nodes:
+        if wanted > len(node["gpus"]):
+            raise ValueError(f"{wanted} GPUs on {node['name']}: the job has {len(node['gpus'])} there")
+        free = [gpu for gpu in node["gpus"] if gpu not in taken]
+        if len(free) < wanted:
+            return None
+        found.append({**node, "gpus": free[:wanted]})
+    return found
+
+
+def _gpus_taken(folder: str) -> set[int]:
+    """GPUs that living steps of the job have for themselves."""
+    taken: set[int] = set()
+    for name in os.listdir(folder):
+        if name.endswith(".gpus") and tree.alive(folders.read(os.path.join(folder, name.removesuffix(".gpus")))):
+            taken.update(json.loads(folders.read(os.path.join(folder, name)) or "[]"))
+    return taken
+
+
 class Step:
     """A job step while it runs."""
 
-    def __init__(self, given: dict[str, str], command: list[str], run_dir: str, environ: dict[str, str]) -> None:
+    def __init__(
+        self, given: dict[str, str], command: list[str], run_dir: str, environ: dict[str, str], caught: list[int]
+    ) -> None:
         self.given = given
         self.command = command
         self.environ = environ
@@ -128,8 +179,13 @@ class Step:
             job = json.load(file)
         self.job_id = job["job_id"]
         self.kill_wait = float(job["step_kill_wait"])
-        self.placed = place(given, job["nodes"], environ)
         self.number, self.path = _claim_step(run_dir)
+        self.placed = place(given, job["nodes"], environ)
+        if (wanted := gpus_wanted(given)) is not None:
+            used = {task["node"] for tasks in self.placed for task in tasks}
+            nodes = [node for node in job["nodes"] if node["name"] in used]
+            own = {node["name"]: node for node in self._own_gpus(nodes, wanted, caught)}
+            self.placed = place(given, [own.get(node["name"], node) for node in job["nodes"]], environ)
         self.ranks: dict[int, int] = {}  # pid -> rank, of the tasks that still run
         self.groups: set[int] = set()
         self.files: dict[str, int] = {}
@@ -137,6 +193,21 @@ class Step:
         self.code = 0  # of the first task that failed
         self.ending = False
         self.kill_at = float("inf")
+
+    def _own_gpus(self, nodes: list[dict[str, Any]], wanted: int, caught: list[int]) -> list[dict[str, Any]]:
+        """The nodes with GPUs that no other living step has; waits until there are enough."""
+        folder = os.path.dirname(self.path)
+        while True:
+            with open(os.path.join(folder, "gpus.lock"), "w", encoding="utf-8") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                mine = share_gpus(nodes, wanted, _gpus_taken(folder))
+                if mine is not None:
+                    with open(f"{self.path}.gpus", "w", encoding="utf-8") as file:
+                        json.dump([gpu for node in mine for gpu in node["gpus"]], file)
+                    return mine
+            time.sleep(0.1)
+            if caught:
+                raise SystemExit(128 + caught[0])
 
     def start(self) -> None:
         """Start all tasks, those of a node in a process group of their own."""
@@ -313,7 +384,7 @@ def main(arguments: list[str]) -> int:
     for number in (*HANDED_ON, signal.SIGCHLD):
         signal.signal(number, lambda number, frame: None if number == signal.SIGCHLD else caught.append(number))
     try:
-        step = Step(*options(arguments), run_dir, environ)
+        step = Step(*options(arguments), run_dir, environ, caught)
         step.start()
     except (ValueError, OSError) as error:
         print(f"srun: error: {error}", file=sys.stderr)
