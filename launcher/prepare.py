@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from launcher import __version__, assets
 from launcher.dataset import check_files, hash_parameters
@@ -92,27 +93,30 @@ class _Planner:
             version=__version__,
         )
         self._models: dict[Model, FoundModel | InputError] = {}
-        self._data: dict[str, tuple[dict[str, list[str]], str, list[Fault]]] = {}
+        self._data: dict[str, _Data] = {}
 
     def plan(self, loaded: LoadedRecipe, run_id: str) -> Plan:
         """The plan of a recipe without a sweep. Raises InputError with every fault found."""
         key = json.dumps(loaded.resolved["data"], sort_keys=True)
         if key not in self._data:
             self._data[key] = _data(loaded)
-        files, data_hash, data_faults = self._data[key]
+        found = self._data[key]
+        data_faults = found.faults
         resolved = loaded.resolved
-        if files:
-            resolved = {**resolved, "data": {**resolved["data"], **files}}
+        if found.files:
+            resolved = {**resolved, "data": {**resolved["data"], **found.files}}
         with _at_lines(loaded):
             model = self._model(loaded.recipe.model)
             if isinstance(model, InputError):
                 raise InputError([*model.faults, *data_faults])
+            if found.chats and not model.writes_chats:
+                data_faults = [*data_faults, _NO_TEMPLATE]
             return make_plan(
                 loaded.recipe,
                 resolved=resolved,
                 site=self._site,
                 model=model,
-                data_hash=data_hash,
+                data_hash=found.hash,
                 data_faults=data_faults,
                 identity=replace(self._identity, run_id=run_id),
                 lock_hashes=self._lock_hashes,
@@ -149,9 +153,10 @@ class _Planner:
     def _model(self, model: Model) -> FoundModel | InputError:
         if model not in self._models:
             try:
-                self._models[model] = find_model(
+                found = find_model(
                     model.name or model.path or "", Path(self._site.models_dir), self._hf_home, revision=model.revision
                 )
+                self._models[model] = replace(found, chat_template=_template(model.chat_template))
             except InputError as error:
                 self._models[model] = error
         return self._models[model]
@@ -252,19 +257,50 @@ def new_run_id(name: str) -> str:
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{random_tokens.token_hex(2)}"
 
 
-def _data(loaded: LoadedRecipe) -> tuple[dict[str, list[str]], str, list[Fault]]:
-    """The files that globs stand for, by split; the data's hash; what is wrong with the files."""
+class _Data(NamedTuple):
+    """The files that globs stand for, by split; the data's hash; what is wrong with the files; and whether a chat
+    template has to write the rows."""
+
+    files: dict[str, list[str]]
+    hash: str
+    faults: list[Fault]
+    chats: bool
+
+
+_NO_TEMPLATE = Fault(
+    "model",
+    "its tokenizer has no chat template, so there is no telling how it marks the turns of a conversation",
+    'take the instruct model, give a template (model.chat_template = "FILE"), or train on rows of text',
+)
+
+
+def _data(loaded: LoadedRecipe) -> _Data:
     data = loaded.recipe.data
     if data is None:
-        return {}, "", []
+        return _Data({}, "", [], chats=False)
     if data.source != "files":
-        return {}, hash_parameters(loaded.resolved["data"]), []
+        return _Data({}, hash_parameters(loaded.resolved["data"]), [], chats=True)
     files, faults = loaded.data_splits()
     columns = data.columns.model_dump(exclude_none=True) if data.columns else None
     reports = [check_files(paths, data.format, columns) for paths in files.values() if paths]
     faults = [*faults, *(fault for report in reports for fault in report.faults)]
     names = {split: [str(path) for path in paths] for split, paths in files.items()}
-    return names, hash_parameters({"files": [report.sha256 for report in reports]}), faults
+    chats = any(report.format not in ("text", "") for report in reports)
+    return _Data(names, hash_parameters({"files": [report.sha256 for report in reports]}), faults, chats)
+
+
+def _template(file: str | None) -> str:
+    """The chat template in a file, "" without one. Raises InputError where it cannot be read or is empty."""
+    if file is None:
+        return ""
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise InputError([Fault("model.chat_template", f"{file} cannot be read: {reason}")]) from None
+    if not text.strip():
+        raise InputError([Fault("model.chat_template", f"{file} is empty")])
+    return text
 
 
 def git_sha(folder: Path) -> str:

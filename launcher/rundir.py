@@ -70,10 +70,11 @@ class RunDir:
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
 
-    @property
-    def tokens(self) -> Path:
+    def tokens(self, run_id: str) -> Path:
         """Tokenised training data, beside the runs: all runs of the folder share it, and it can be deleted."""
-        return self.root.parent / ".tokens"
+        whole = run_id.partition("/")[0]  # a point of a sweep lies somewhere in the sweep's folder
+        top = next((folder for folder in (self.root, *self.root.parents) if folder.name == whole), self.root)
+        return top.parent / ".tokens"
 
     def script(self, stage: str) -> Path:
         return self.root / "scripts" / f"{stage}.sh"
@@ -132,6 +133,10 @@ class RunDir:
     def failure(self, stage: str, attempt: int, rank: int, *, fatal: bool, group: str = "") -> Path:
         """JSON by a rank that failed. The job script looks for `fatal-*`: with one, no other attempt is made."""
         return self.ranks(stage, attempt, group) / f"{'fatal' if fatal else 'failure'}-{rank}.json"
+
+    def ended_by(self, stage: str, attempt: int) -> Path:
+        """Name of the group that decided how an attempt ended, by the job script of a stage with groups."""
+        return self.attempt(stage, attempt) / "ended-by"
 
     def crashed(self, stage: str, attempt: int) -> Path:
         """Empty, made by the job script for an attempt that crashed; their number is bounded by max_attempts."""

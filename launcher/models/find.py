@@ -13,6 +13,8 @@ from typing import Any
 from launcher.errors import Fault, InputError
 from launcher.models.facts import ModelFacts, from_config
 
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+
 
 @dataclass(frozen=True)
 class FoundModel:
@@ -21,6 +23,19 @@ class FoundModel:
     facts: ModelFacts
     path: Path | None
     source: str  # path, models_dir, hf_cache or table
+    chat_template: str = ""  # what a recipe gives instead of the model's own
+
+    @property
+    def writes_chats(self) -> bool:
+        """False where the folder's tokenizer is known to have no chat template and the recipe gives none."""
+        if self.chat_template or self.path is None or not (config := self.path / "tokenizer_config.json").is_file():
+            return True
+        if any((self.path / name).exists() for name in _TEMPLATE_FILES):
+            return True
+        try:
+            return bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+        except (OSError, ValueError, AttributeError):
+            return True  # whoever loads it will say what is wrong
 
 
 @cache

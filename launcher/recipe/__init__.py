@@ -165,7 +165,7 @@ def _once(problems: list[Problem]) -> list[Problem]:
 
 def _absolute(source: Source) -> None:
     """Paths start at the folder of the file that they were written in."""
-    for loc in (("model", "path"), ("data", "train"), ("data", "evaluation")):
+    for loc in (("model", "path"), ("model", "chat_template"), ("data", "train"), ("data", "evaluation")):
         table = source.data.get(loc[0], {})
         value = table.get(loc[1])
         if isinstance(value, str):

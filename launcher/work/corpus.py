@@ -115,7 +115,7 @@ def prepare(context: Context, tokenizer: Any, file_hashes: Mapping[str, str]) ->
     `file_hashes` are the SHA-256 of the data files' contents, by path. Every rank calls it; no collective is used, so
     that it may take as long as it takes. Raises WorkerError and InputError for data that cannot be trained on.
     """
-    folder = context.files.tokens / key(context.options, tokenizer, file_hashes)
+    folder = context.files.tokens(context.plan.run_id) / key(context.options, tokenizer, file_hashes)
 
     def wait(whom: str) -> None:
         context.raise_if_stopping()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ def load_tokenizer(folder: Path) -> Any:
         raise WorkerError("the model has no chat template", where=str(folder), hint="use an instruct model")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def training_tokenizer(model: Mapping[str, Any]) -> Any:
+    """The tokenizer of `options.model`, with the chat template that the recipe gives instead of its own."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model["path"])
+    if model.get("chat_template"):
+        tokenizer.chat_template = model["chat_template"]
     return tokenizer
 
 

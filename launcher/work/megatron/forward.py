@@ -39,6 +39,7 @@ def forward_backward(
             position_ids=batch.positions,
             attention_mask=None,
             labels=batch.labels if labels else None,
+            packed_seq_params=batch.packed,
         )
         return out, functools.partial(loss, batch)
 

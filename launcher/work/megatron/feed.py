@@ -1,0 +1,71 @@
+"""What the model is fed with: the data as batches of this rank, and what there is to say of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.topology import Layout
+from launcher.work import corpus
+from launcher.work.context import Context
+from launcher.work.data import fingerprint, problems
+from launcher.work.megatron.batches import Batches, PackedBatches
+from launcher.work.megatron.pairs import PairBatches
+from launcher.work.megatron.preference import METHODS, pair_batches
+from launcher.work.megatron.process import hash_files
+from launcher.work.packing import pack
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Batches, the hash of the rows that they are made of, and figures for the stage's result."""
+
+    batches: Batches | PackedBatches | PairBatches
+    data_sha256: str
+    figures: Mapping[str, Any]
+
+
+def feed(context: Context, tokenizer: Any, layout: Layout) -> Feed:
+    """The batches of `options.data` for `options.train`. Every rank calls it together."""
+    from megatron.core import parallel_state
+
+    train = context.options["train"]
+    ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    place: dict[str, int] = {
+        "padding": next(int(token) for token in ends if token is not None),
+        "replica": parallel_state.get_data_parallel_rank(),
+        "replicas": parallel_state.get_data_parallel_world_size(),
+        "context_rank": parallel_state.get_context_parallel_rank(),
+        "context_ranks": layout.context,
+    }
+    if train["method"] in METHODS:
+        rows = problems(context.options["data"], "train")
+        pairs = pair_batches(rows, tokenizer, train, place)
+        kept = len(pairs.samples)
+        return Feed(pairs, fingerprint(rows), {"samples": kept, "rows_left_out": len(rows) - kept})
+    found = corpus.prepare(context, tokenizer, _hashes(context.options["data"]))
+    facts = dict(found.facts)
+    data_sha256 = facts.pop("data_sha256")
+    batches: Batches | PackedBatches = Batches(found.samples, train, **place)
+    if train.get("packing"):
+        lengths = found.samples.lengths()
+        packs = pack(lengths, int(train["sequence_length"]), seed=int(train["seed"]))
+        batches = PackedBatches(found.samples, lengths, packs, train, tensor_ranks=layout.tensor, **place)
+        facts |= {"packs": len(packs), "packing_efficiency": packs.efficiency}
+    if context.is_main:
+        context.event("data", **facts)
+        for warning in corpus.warnings(facts, int(train["sequence_length"])):
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+    names = ("samples", "rows_left_out", "rows_cut", "packs", "packing_efficiency")
+    return Feed(batches, data_sha256, {name: facts[name] for name in names if name in facts})
+
+
+def _hashes(data: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the data files by path; ranks share the reading."""
+    if data["source"] != "files":
+        return {}
+    files = [path for split in ("train", "evaluation") for path in data.get(split) or ()]
+    return dict(zip(files, hash_files([Path(path) for path in files]), strict=True))
