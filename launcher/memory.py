@@ -61,6 +61,7 @@ class TrainShape:
     recompute: str  # none, full or selective
     lora_rank: int = 0  # 0 trains all weights
     fused_attention: bool = False  # scores are never stored (flash attention; on GPUs)
+    frozen_copy: bool = False  # the model is there twice, once as a reference without gradients
 
 
 def train_memory(facts: ModelFacts, shape: TrainShape, *, gpu: bool) -> TrainMemory:
@@ -75,7 +76,7 @@ def train_memory(facts: ModelFacts, shape: TrainShape, *, gpu: bool) -> TrainMem
     )
     adapter = trained if shape.lora_rank else 0
     return TrainMemory(
-        weights=(held + adapter) * width / MIB,
+        weights=(held * (2 if shape.frozen_copy else 1) + adapter) * width / MIB,
         gradients=trained * gradient / MIB,
         optimizer=trained * optimizer / MIB,
         activations=activation_bytes(facts, shape) / MIB,

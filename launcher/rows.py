@@ -134,17 +134,17 @@ class Shape:
 
     def _recognise(self, record: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
         given = {part: name for part, name in (self.columns or {}).items() if name}
+        # columns named "chosen" or "label" do not make rows what a method must ask for
+        possible = ("messages", "prompt_completion", "text") if self.format == "auto" else (self.format,)
         for kind, parts in PARTS.items():
-            if self.format not in ("auto", kind) or (given and not any(part in given for part in parts)):
+            if kind not in possible or (given and not any(part in given for part in parts)):
                 continue
             names = {part: given.get(part) or _first(record, _COLUMNS[part]) for part in parts}
             if kind == "preference":  # the prompt may be part of the two conversations
                 names["prompt"] = names["prompt"] or "prompt"
-            if self.format == "auto" and kind == "kto" and not isinstance(record.get(names["label"]), bool):
-                continue  # columns called "label" hold classes elsewhere
             if all(names.values()):
                 return kind, names
-        wanted = "messages, prompt and completion, text, chosen and rejected, or prompt, completion and label"
+        wanted = "messages, prompt and completion, or text"
         if self.format != "auto":
             wanted = " and ".join(PARTS[self.format])
         raise BadRow(f"has no columns for {wanted}; it has {_listed(record)} (name them under data.columns)")

@@ -18,7 +18,7 @@ from launcher.topology import Layout, layout_faults
 # what of the recipe's choices has a worker
 _BUILT = {
     "engine": ("megatron",),
-    "method": ("cpt", "sft"),
+    "method": ("cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo"),
     "tuner": ("full", "lora", "rslora"),
     "optimizer": ("adamw", "adam"),
 }
@@ -61,6 +61,9 @@ def train_faults(recipe: Recipe, facts: ModelFacts, need: Resources, site: Site)
     if train.precision == "fp32" and need.gpus_per_node and train.layout.context > 1:
         message = "context parallelism on GPUs needs fused attention, which has no fp32"
         yield Fault("train.layout.context", message, 'use precision = "bf16", or context = 1')
+    if train.precision == "fp32" and need.gpus_per_node and train.packing:
+        message = "packing on GPUs needs fused attention, which has no fp32"
+        yield Fault("train.packing", message, 'use precision = "bf16", or packing = false')
 
 
 def train_warnings(recipe: Recipe, need: Resources) -> Iterator[str]:
@@ -109,6 +112,9 @@ def serve_faults(boxes: Sequence[Box], facts: ModelFacts, needs: dict[str, Resou
         if refusal := engine_refusal(box.options["engine"], box.options["quantization"], need.gpus_per_node):
             message, _, hint = refusal.partition("; ")
             yield Fault("serve.engine", message, hint)
+        if "chat_template" in box.options["model"]:
+            message = "a server takes the template of the model's folder, and nothing before it writes another folder"
+            yield Fault("model.chat_template", message, "save it in the folder as chat_template.jinja instead")
         if need.gpus_per_node > 1 and facts.heads % need.gpus_per_node:
             message = f"{need.gpus_per_node} GPUs cannot divide the model's {facts.heads} attention heads"
             yield Fault("resources.serve.gpus_per_node", message, "use a divisor of it")

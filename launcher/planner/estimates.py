@@ -15,6 +15,7 @@ from launcher.plan import Estimate, Resources
 from launcher.planner.boxes import Box
 from launcher.planner.checks import layout_of
 from launcher.recipe import Recipe
+from launcher.recipe.preference import FORMATS
 from launcher.sites import Site
 from launcher.units import counted, show_count
 
@@ -83,14 +84,20 @@ def train_memory(recipe: Recipe, facts: ModelFacts, need: Resources) -> memory.T
         world_size=need.world_size,
         precision=train.precision,
         optimizer=train.optimizer,
-        micro_batch_size=train.micro_batch_size,
+        micro_batch_size=train.micro_batch_size * sequences_of(train.method),
         micro_batches=max(1, train.global_batch_size // (train.micro_batch_size * copies)),
         sequence_length=train.sequence_length,
         recompute=train.activation_recompute,
         lora_rank=0 if train.tuner == "full" else train.lora.rank,
         fused_attention=need.gpus_per_node > 0,
+        frozen_copy=train.preference is not None and train.preference.reference == "frozen-copy",
     )
     return memory.train_memory(facts, shape, gpu=need.gpus_per_node > 0)
+
+
+def sequences_of(method: str) -> int:
+    """Sequences that one sample brings into a forward pass: both answers of a pair."""
+    return 2 if FORMATS.get(method) == "preference" else 1
 
 
 def _memory_mib(box: Box, need: Resources, recipe: Recipe, facts: ModelFacts) -> float:
@@ -152,8 +159,11 @@ def _train_seconds(need: Resources, recipe: Recipe, facts: ModelFacts, rate: _Ra
         if recipe.data is None or recipe.data.source == "files":
             return None, "no estimate: how many rows the files hold is not known here"
         steps = -(-recipe.data.train_size * (train.epochs or 1) // train.global_batch_size)
-    tokens = steps * train.global_batch_size * train.sequence_length
+    tokens = steps * train.global_batch_size * train.sequence_length * sequences_of(train.method)
     factor = (6 if train.tuner == "full" else 4) + (2 if train.activation_recompute == "full" else 0)
+    if train.preference is not None and train.preference.reference is not None:
+        # forward passes of the reference; KTO's are over two answers, and its policy reads the second one too
+        factor += 6 if train.method == "kto" else 2
     layout = layout_of(recipe)
     micro_batches = max(1, train.global_batch_size // (train.micro_batch_size * layout.data_parallel(need.world_size)))
     bubble = (layout.pipeline - 1) / (micro_batches * layout.virtual_pipeline)

@@ -16,6 +16,7 @@ from launcher.recipe.faults import Problem, field_type, key_exists, meant, probl
 from launcher.recipe.fields import shown
 from launcher.recipe.points import takes_whole_numbers, too_many
 from launcher.recipe.positions import Loc
+from launcher.recipe.preference_checks import data_rules, preference_rules
 from launcher.recipe.sections import (
     Data,
     Env,
@@ -31,6 +32,7 @@ from launcher.recipe.sections import (
 from launcher.recipe.source import Table
 from launcher.recipe.training import ADAPTERS, Lora, Train
 from launcher.refusals import is_ours, looks_secret, sbatch_refusal
+from launcher.rows import PARTS
 
 
 def validate(data: Table) -> tuple[Recipe | None, list[Problem]]:
@@ -70,6 +72,11 @@ def _rules(sections: dict[str, Any], *, present: set[str]) -> Iterator[Problem]:
         yield from _data_rules(data, trains="train" in present, scores="evaluate" in present)
     if isinstance(train, Train):
         yield from _train_rules(train)
+        if isinstance(data, Data):
+            yield from data_rules(train.method, data)
+        if train.method == "rm":
+            for name in sorted({"evaluate", "quantize", "serve"} & present):
+                yield Problem((name,), "a reward model has scores for outputs and writes no answers", "remove it")
     if isinstance(quantize := sections.get("quantize"), Quantize):
         yield from _quantize_rules(quantize, data, has_data="data" in present)
     if isinstance(serve := sections.get("serve"), Serve):
@@ -105,7 +112,7 @@ def _data_rules(data: Data, *, trains: bool, scores: bool) -> Iterator[Problem]:
                 ("data", "evaluation"), f"{shown(key)} is also trained on", "score rows that were not trained on"
             )
         if data.columns is not None and data.format != "auto":
-            wanted = set(data.format.split("_"))
+            wanted = set(PARTS[data.format])
             for key in sorted(data.columns.model_fields_set - wanted):
                 yield Problem(("data", "columns", key), f'has no meaning with format = "{data.format}"')
         return
@@ -145,6 +152,8 @@ def _train_rules(train: Train) -> Iterator[Problem]:
             ("train", "global_batch_size"),
             f"{train.global_batch_size} is not divisible by micro_batch_size = {train.micro_batch_size}",
         )
+    if train.packing and train.method not in ("cpt", "sft"):
+        yield Problem(("train", "packing"), f'is for cpt and sft, not "{train.method}"', "remove it")
     if train.minimum_learning_rate > train.learning_rate:
         yield Problem(
             ("train", "minimum_learning_rate"),
@@ -163,6 +172,7 @@ def _train_rules(train: Train) -> Iterator[Problem]:
         yield Problem(
             ("train", "lora"), f'has no meaning with tuner = "{train.tuner}"', 'write tuner = "lora", or remove it'
         )
+    yield from preference_rules(train.method, train.preference, adapts=train.tuner in ADAPTERS)
 
 
 def _quantize_rules(quantize: Quantize, data: object, *, has_data: bool) -> Iterator[Problem]:

@@ -9,10 +9,11 @@ from tomlkit.items import Table
 
 from launcher.errors import UserError
 from launcher.recipe.fields import Section, shown
+from launcher.recipe.preference import DEFAULTS, FORMATS, Preference
 from launcher.recipe.sections import Data, Evaluate, Model, Quantize, Recipe, ResourceRequest, Serve
 from launcher.recipe.training import Checkpoint, Lora, Train, TrainLayout
 
-METHODS = ("sft", "cpt")
+METHODS = ("sft", "cpt", "dpo", "kto", "simpo", "orpo", "cpo")
 
 _COMMON_TRAIN = {
     "engine": "megatron",
@@ -32,11 +33,15 @@ def starter(method: str = "sft") -> str:
     document = tomlkit.document()
     document.add(tomlkit.comment("Check it with `swiftlaunch plan FILE`, run it with `swiftlaunch submit FILE`."))
     document.add("name", tomlkit.item(f"my-{method}").comment(_about(Recipe, "name")))
-    lora = method == "sft"
+    lora = method != "cpt"
+    compares = method in DEFAULTS
     train: dict[str, Any] = {"method": method, "tuner": "lora" if lora else "full", **_COMMON_TRAIN}
     train["sequence_length"] = 2048 if lora else 4096
-    train["learning_rate"] = 1e-4 if lora else 1e-5
+    train["learning_rate"] = 2e-5 if compares else 1e-4 if lora else 1e-5
     table = _table(Train, train)
+    if compares:
+        settings = {key: value for key, value in DEFAULTS[method].items() if value is not None}
+        table.add("preference", _table(Preference, settings))
     if lora:
         table.add("lora", _table(Lora, {"rank": 16, "alpha": 32}))
     table.add("layout", _table(TrainLayout, {"tensor": 1, "pipeline": 1}))
@@ -44,7 +49,7 @@ def starter(method: str = "sft") -> str:
     files = {"source": "files", "train": ["data/train.jsonl"], "evaluation": ["data/evaluation.jsonl"]}
     sections: dict[str, Table] = {
         "model": _table(Model, {"name": "qwen3-0.6b"}),
-        "data": _table(Data, {**files, "format": "messages" if lora else "text"}),
+        "data": _table(Data, {**files, "format": FORMATS.get(method, "messages" if lora else "text")}),
         "train": table,
         "evaluate": _table(Evaluate, {"baseline": True, "limit": 200}),
     }

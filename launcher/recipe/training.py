@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from launcher.recipe.fields import Count, CountOrZero, ModuleName, Section, Seed
+from launcher.recipe.preference import Preference, with_defaults
 
 Engine = Literal["megatron", "deepspeed", "fsdp"]
 Method = Literal["cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo", "rm", "grpo"]
@@ -63,7 +64,7 @@ class Train(Section):
     engine: Engine = "megatron"
     """Training engine."""
     method: Method = "sft"
-    """Training method: cpt trains on whole texts, sft on the answers only."""
+    """What is learnt: cpt texts; sft answers; dpo, simpo, orpo, cpo pairs of answers; kto verdicts; rm scores."""
     tuner: Tuner = "full"
     """Which weights are trained: all of them (full) or adapters."""
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -73,11 +74,14 @@ class Train(Section):
     epochs: Count | None = None
     """Passes over the training data, instead of steps."""
     global_batch_size: Count
-    """Sequences per optimizer step, over all ranks."""
+    """Sequences (of preference methods: pairs or verdicts) per optimizer step, over all ranks."""
     micro_batch_size: Count = 1
-    """Sequences per forward pass of one rank."""
+    """Sequences (of preference methods: pairs or verdicts) per forward pass of one rank."""
     sequence_length: Annotated[int, Field(ge=8, le=2**24)]
     """Tokens per sequence; longer rows are cut."""
+    packing: bool = False
+    """Put several short rows into each sequence, kept apart by the attention (sft and cpt only). Sizes of batches then
+    count full sequences, so that an epoch has fewer steps."""
     learning_rate: Annotated[float, Field(gt=0, le=10)]
     """Highest learning rate, reached after the warm-up."""
     minimum_learning_rate: Annotated[float, Field(ge=0)] = 0.0
@@ -106,7 +110,18 @@ class Train(Section):
     """Activations computed again in backward to save memory."""
     lora: Lora = Field(default_factory=Lora)
     """Adapter settings, for adapter tuners."""
+    preference: Preference | None = None
+    """Settings of preference methods and reward models."""
     layout: TrainLayout = Field(default_factory=TrainLayout)
     """Parallel layout."""
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     """Checkpoints."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_method(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        tuner = values.get("tuner", "full")
+        found = with_defaults(values.get("method"), tuner, ADAPTERS, values.get("preference"))
+        return values if found is None else {**values, "preference": found}

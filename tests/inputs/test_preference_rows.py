@@ -42,12 +42,18 @@ def jsonl(folder: Path, *rows: object) -> Path:
         ),
         ({"prompt": "1+1?", "completion": "2", "label": True}, JUDGED),
         ({"prompt": [USER], "completion": [GOOD], "label": True}, JUDGED),
-        # a column of classes does not make a row one of verdicts
-        ({"prompt": "1+1?", "completion": "2", "label": "sums"}, {"prompt": "1+1?", "completion": "2"}),
     ],
 )
 def test_shapes(tmp_path: Path, record: dict[str, Any], row: dict[str, Any]) -> None:
-    assert list(read_rows([jsonl(tmp_path, record)])) == [row]
+    assert list(read_rows([jsonl(tmp_path, record)], "kto" if "label" in row else "preference")) == [row]
+
+
+def test_nobody_gets_preferences_unasked(tmp_path: Path) -> None:
+    """Data for tuning on answers often has such columns too, which mean nothing to it."""
+    rows = read_rows([jsonl(tmp_path, {"prompt": "1+1?", "completion": "2", "label": False})])
+    assert list(rows) == [{"prompt": "1+1?", "completion": "2"}]
+    rows = read_rows([jsonl(tmp_path, {"messages": [USER, GOOD], "chosen": [USER, GOOD], "rejected": [USER, BAD]})])
+    assert list(rows) == [{"messages": [USER, GOOD]}]
 
 
 def test_columns_have_names_of_their_own(tmp_path: Path) -> None:
