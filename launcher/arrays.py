@@ -14,6 +14,7 @@ from launcher.plan import Plan, Stage, job_comment
 from launcher.record import read_json, write_json
 from launcher.rundir import RunDir
 from launcher.scheduler import Scheduler
+from launcher.scheduler.process import hiding
 from launcher.sweep import (
     SELECT,
     ArrayJob,
@@ -36,12 +37,14 @@ LOOKS = 3
 class Noted:
     """The newest job that was asked for; `job_id` is empty while nobody knows whether there is one.
 
-    `task` is the task that it is of the array with this comment.
+    `task` is the task that it is of the array with this comment. `earlier` are the jobs before it, oldest first, of a
+    stage that goes on in further jobs.
     """
 
     job_id: str
     comment: str
     task: int | None = None
+    earlier: tuple[str, ...] = ()
 
 
 def of_point(stage: str, number: int) -> str:
@@ -57,15 +60,20 @@ def noted_jobs(plan: Plan, files: RunDir) -> dict[str, Noted]:
     if above := sweep_above(files.root):
         return _jobs_of_point(above, plan, files)
     run_id, sweep = plan.run_id, read_sweep(files)
+    chained = {stage.name for stage in plan.stages if stage.resume.continuations}
     noted = {
-        stage: Noted(ids[-1], job_comment(run_id, stage)) for stage, ids in (read_json(files.jobs) or {}).items() if ids
+        stage: Noted(ids[-1], job_comment(run_id, stage), earlier=tuple(ids[:-1]) if stage in chained else ())
+        for stage, ids in (read_json(files.jobs) or {}).items()
+        if ids
     }
     for job in read_arrays(files) if sweep else ():
         comment = job_comment(run_id, job.name)
         numbers = {point.task: point.number for point in sweep.points if point.array == job.array} if sweep else {}
         for task in job.tasks:
-            task_id = f"{job.job_id}_{task}" if job.job_id else ""
-            noted[of_point(job.stage, numbers[task])] = Noted(task_id, comment, task)
+            task_id, name = f"{job.job_id}_{task}" if job.job_id else "", of_point(job.stage, numbers[task])
+            before = noted.get(name)
+            earlier = (*before.earlier, before.job_id) if before and job.stage in chained else ()
+            noted[name] = Noted(task_id, comment, task, earlier)
     return noted
 
 
@@ -146,10 +154,15 @@ def resume_sweep(
         wanted = only is None or unit.name in only or in_vain
         if wanted and not unit.done and (unit.name not in active or in_vain):
             pending[unit.name] = unit
-    scheduler.cancel([active.pop(name) for name in pending if name in active])
+    noted = noted_jobs(plan, files)
+    replaced = [name for name in pending if name in active]
+    every = [job_id for name in replaced for job_id in (*noted[name].earlier, noted[name].job_id, active.pop(name))]
+    scheduler.cancel(sorted(set(every) - {""}))
     for unit in pending.values():
         if unit.files is not None:
             forgive(unit.files, unit.stage.name)
+    # of several jobs, each after the one before, others have to wait for the last
+    active = {name: noted[name].job_id or job_id for name, job_id in active.items()}
     submit_sweep(plan, sweep, files, scheduler, pending=pending, active=active)
     return list(pending)
 
@@ -183,11 +196,14 @@ def submit_sweep(
             if unit := pending.get(stage.name):
                 kind = "afterany" if stage.name == SELECT else "afterok"
                 jobs = dict.fromkeys(known[name].partition("_")[0] for name in unit.after if name in known)
-                noted[stage.name].append("")
-                write_json(files.jobs, noted)
-                script = files.script(stage.name)
-                job_id = scheduler.submit(script, depends_on=list(jobs), dependency_kind=kind)
-                known[stage.name] = noted[stage.name][-1] = job_id
+                waits = [f"{kind}:{job_id}" for job_id in jobs]
+                for _ in range(1 + stage.resume.continuations):
+                    noted[stage.name].append("")
+                    write_json(files.jobs, noted)
+                    with hiding(plan.secrets):  # they reach jobs in secrets.sh alone
+                        job_id = scheduler.submit(files.script(stage.name), depends_on=waits)
+                    known[stage.name] = noted[stage.name][-1] = job_id
+                    waits = [*waits, f"afterany:{job_id}"]
                 write_json(files.jobs, noted)
             continue
         batches = _batches(stage, sweep, pending, known)
@@ -195,15 +211,17 @@ def submit_sweep(
         for (array, dependencies), at_once in zip(batches, _shares(len(batches), sweep.concurrency), strict=True):
             tasks = batches[array, dependencies]
             job = ArrayJob(stage.name, array, tuple(sorted(tasks)))
-            write_arrays(files, [*arrays, job])
+            text = f"{task_text(job.tasks)}%{at_once}"
             waits = list(dependencies)
             if len(submitted) >= sweep.concurrency:  # more arrays than points at a time: one after the other
                 waits.append(f"afterany:{submitted[-sweep.concurrency]}")
-            job_id = scheduler.submit(
-                files.script(job.name), depends_on=waits, array=f"{task_text(job.tasks)}%{at_once}"
-            )
+            for _ in range(1 + stage.resume.continuations):
+                write_arrays(files, [*arrays, job])
+                with hiding(plan.secrets):
+                    job_id = scheduler.submit(files.script(job.name), depends_on=waits, array=text)
+                arrays.append(replace(job, job_id=job_id))
+                waits = [*waits, f"afterany:{job_id}"]
             submitted.append(job_id)
-            arrays.append(replace(job, job_id=job_id))
             known |= {of_point(stage.name, number): f"{job_id}_{task}" for task, number in tasks.items()}
         write_arrays(files, arrays)
 
@@ -274,12 +292,16 @@ def submitted_any(plan: Plan, files: RunDir, scheduler: Scheduler) -> bool:
     return any((read_json(files.jobs) or {}).values()) or bool(read_arrays(files))
 
 
-def ids_to_cancel(jobs: Mapping[str, str], files: RunDir) -> list[str]:
-    """The ids that cancel these jobs (unit -> id): one for an array all of whose active tasks are among them."""
-    every = {f"{job.job_id}_{task}": job.job_id for job in read_arrays(files) for task in job.tasks}
+def ids_to_cancel(plan: Plan, jobs: Mapping[str, str], files: RunDir) -> list[str]:
+    """The ids that cancel these jobs (unit -> id) and those that wait to go on with them.
+
+    One id for an array of which several tasks are among them: they are of one point, or of all that are active.
+    """
+    every = noted_jobs(plan, files)
+    wanted = {job_id for name, own in jobs.items() for job_id in (own, *every[name].earlier, every[name].job_id)}
     found: dict[str, list[str]] = {}
-    for job_id in jobs.values():
-        found.setdefault(every.get(job_id, job_id), []).append(job_id)
+    for job_id in sorted(wanted - {""}):
+        found.setdefault(job_id.partition("_")[0], []).append(job_id)
     return [whole if len(ids) > 1 else ids[0] for whole, ids in found.items()]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,8 +147,8 @@ def _of_text(text: str) -> Signature | None:
     return None
 
 
-def first_failure(attempt: Path) -> Failure | None:
-    """The rank that failed first in an attempt's folder, from the ranks' reports and from srun's words.
+def first_failure(attempt: Path, stage: str) -> Failure | None:
+    """The rank that failed first, from the reports in the folder of an attempt's ranks and from srun's words there.
 
     Ranks that only lost the others ("Connection closed by peer") come after one that was killed or gives a reason of
     its own, whatever their clocks say.
@@ -167,7 +166,7 @@ def first_failure(attempt: Path) -> Failure | None:
     if not found:
         return None
     first = min(found, key=lambda each: each[:2])[2]
-    return replace(first, hint=first.hint.replace("{stage}", attempt.parent.name))
+    return replace(first, hint=first.hint.replace("{stage}", stage))
 
 
 def _report(path: Path) -> tuple[Failure, float] | None:
@@ -236,9 +235,3 @@ def _text(path: Path, *, tail: int = 0) -> str:
             return file.read().decode(errors="replace")
     except OSError:
         return ""
-
-
-def newest_failure(attempts: Iterable[Path]) -> Failure | None:
-    """The first failure of the newest attempt that has one; `attempts` are folders, oldest first."""
-    ordered: Sequence[Path] = list(attempts)
-    return next((failure for folder in reversed(ordered) if (failure := first_failure(folder))), None)

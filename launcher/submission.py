@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from launcher import assets
@@ -30,9 +31,10 @@ from launcher.registry import Registry, RunRow, registry_path
 from launcher.rundir import RunDir
 from launcher.scheduler import Scheduler, default_state_dir, open_scheduler
 from launcher.scheduler.admission import Admission, look
-from launcher.scheduler.base import Machine
+from launcher.scheduler.base import Job, Machine
 from launcher.scheduler.process import handing_on, hiding
 from launcher.sites import Site, usable_python
+from launcher.states import State
 from launcher.sweep import SELECT, Sweep, array_name, point_files, read_sweep
 
 # What a job imports: words and records, and work/. Everything else stays on the login node.
@@ -72,7 +74,7 @@ def submit(
     values = _secret_values(plan, environ)
     _check_environments(prepared)
     if plan.scheduler == "slurm":
-        answer = _admitted(plan, prepared.scripts)
+        answer = _admitted(*_as_submitted(prepared))
         if on_admission is not None:
             on_admission(answer)
     scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir(), machine=_machine(prepared.site))
@@ -126,7 +128,8 @@ def resume(
         if plan.scheduler == "slurm" and pending:
             scripts = {stage.name: files.script(stage.name).read_text(encoding="utf-8") for stage in pending}
             _admitted(plan, scripts, replaced=sum(stage.name in active for stage in pending))
-        scheduler.cancel([active.pop(stage.name) for stage in pending if stage.name in active])
+        replaced = [stage.name for stage in pending if stage.name in active]
+        scheduler.cancel([job_id for name in replaced for job_id in _all_jobs(plan, name, active.pop(name), noted)])
         for stage in pending:
             forgive(files, stage.name)
         _submit_stages(plan, scheduler, pending=pending, active=active)
@@ -142,13 +145,23 @@ def cancel(run_dir: Path, plan: Plan, jobs: Mapping[str, str]) -> list[str]:
         for name in jobs:
             if place := works_in[name]:
                 place.cancelled(name.partition("/")[0]).touch()
-        ids = ids_to_cancel(jobs, files)
+        ids = ids_to_cancel(plan, jobs, files)
     else:
         for stage in jobs:
             write_text(files.cancelled(stage), "")
-        ids = list(jobs.values())
+        noted: dict[str, list[str]] = read_json(files.jobs) or {}
+        every = [each for stage, job_id in jobs.items() for each in _all_jobs(plan, stage, job_id, noted)]
+        known = scheduler.jobs(every) if len(every) > len(jobs) else {}
+        ids = [job_id for job_id in every if job_id not in known or _active(known[job_id])]
     scheduler.cancel(ids)
     return ids
+
+
+def _all_jobs(plan: Plan, stage: str, job_id: str, noted: Mapping[str, list[str]]) -> list[str]:
+    """The job of a stage, and with it those that wait to go on with it."""
+    if not plan.stage(stage).resume.continuations:
+        return [job_id]
+    return list(dict.fromkeys([*(each for each in noted.get(stage, []) if each), job_id]))
 
 
 def cancel_without_folder(run: RunRow) -> list[str]:
@@ -166,12 +179,31 @@ def cancel_without_folder(run: RunRow) -> list[str]:
     return ids
 
 
-def _admitted(plan: Plan, scripts: Mapping[str, str], *, replaced: int = 0) -> Admission:
+def _as_submitted(prepared: Prepared) -> tuple[Plan, Mapping[str, str], dict[str, int]]:
+    """The plan with a stage for each script, the scripts, and how many jobs a stage is: a sweep has arrays."""
+    plan, sweep = prepared.plan, prepared.placed
+    if sweep is None:
+        return plan, prepared.scripts, {}
+    stages = [stage for stage in plan.stages if stage.name not in sweep.each]
+    tasks = {}
+    for points in sweep.arrays:
+        number, array = points[0].number, points[0].array
+        for stage in prepared.point_plans[number].stages:
+            if stage.name in sweep.each:
+                before = tuple(array_name(name, array) if name in sweep.each else name for name in stage.depends_on)
+                stages.append(replace(stage, name=array_name(stage.name, array), depends_on=before))
+                tasks[stages[-1].name] = len(points)
+    return replace(plan, stages=tuple(stages)), prepared.scripts, tasks
+
+
+def _admitted(
+    plan: Plan, scripts: Mapping[str, str], tasks: Mapping[str, int] | None = None, *, replaced: int = 0
+) -> Admission:
     """Slurm's word that it would take these stages. Raises InputError if not, SchedulerError without an answer.
 
-    `replaced`: as many jobs of this run leave the queue for it.
+    `replaced`: as many jobs of this run leave the queue for it. `tasks`: how many jobs a stage is.
     """
-    answer = look(plan, scripts, replaced=replaced)
+    answer = look(plan, scripts, replaced=replaced, tasks=tasks)
     if answer.trouble:
         raise SchedulerError(answer.trouble, hint="nothing was submitted; try again later")
     if answer.faults:
@@ -186,16 +218,32 @@ def _submit_stages(plan: Plan, scheduler: Scheduler, *, pending: Sequence[Stage]
     """
     files = RunDir(Path(plan.run_dir))
     noted: dict[str, list[str]] = read_json(files.jobs) or {stage.name: [] for stage in plan.stages}
-    known = dict(active)
+    known = {name: _last_job(plan, name, job_id, noted, scheduler) for name, job_id in active.items()}
     for stage in pending:
         # a stage that is neither active nor pending has succeeded: its id may be purged, so it is left out
-        depends_on = [known[name] for name in stage.depends_on if name in known]
-        noted[stage.name].append("")
-        write_json(files.jobs, noted)
-        with hiding(plan.secrets):  # they reach jobs in secrets.sh alone
-            job_id = scheduler.submit(files.script(stage.name), depends_on=depends_on)
-        known[stage.name] = noted[stage.name][-1] = job_id
+        parents = [known[name] for name in stage.depends_on if name in known]
+        depends_on = parents
+        for _ in range(1 + stage.resume.continuations):
+            noted[stage.name].append("")
+            write_json(files.jobs, noted)
+            with hiding(plan.secrets):  # they reach jobs in secrets.sh alone
+                job_id = scheduler.submit(files.script(stage.name), depends_on=depends_on)
+            known[stage.name] = noted[stage.name][-1] = job_id
+            depends_on = [*parents, f"afterany:{job_id}"]
     write_json(files.jobs, noted)
+
+
+def _last_job(plan: Plan, stage: str, job_id: str, noted: Mapping[str, list[str]], scheduler: Scheduler) -> str:
+    """The job of a stage that others have to wait for: of several, each after the one before, the last."""
+    ids = _all_jobs(plan, stage, job_id, noted)
+    if len(ids) == 1:
+        return job_id
+    known = scheduler.jobs(ids)
+    return next((each for each in reversed(ids) if _active(known[each])), job_id)
+
+
+def _active(job: Job) -> bool:
+    return not job.state.terminal and job.state is not State.UNKNOWN
 
 
 def _submitted_any(plan: Plan, scheduler: Scheduler) -> bool:
@@ -303,7 +351,11 @@ def _check_environments(prepared: Prepared) -> None:
 
     Other virtual environments are looked for where jobs run on this machine; elsewhere only the nodes may see them.
     """
-    needed = {stage.environment.role: stage.environment for stage in prepared.plan.stages}
+    needed = {
+        environment.role: environment
+        for stage in prepared.plan.stages
+        for environment in (stage.environment, *(group.environment for group in stage.groups))
+    }
     missing = [
         role
         for role, environment in needed.items()

@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.arrays import Noted, noted_jobs, of_point, stages_of_point, units
 from launcher.errors import SchedulerError, SwiftlaunchError, UserError
+from launcher.failures import Failure, first_failure
 from launcher.plan import Plan, Stage, from_json
 from launcher.record import Event, read_events, read_json
 from launcher.rundir import RunDir
@@ -65,6 +66,8 @@ class StageStatus:
     endpoint: dict[str, Any] | None = None  # of a server that answers: base_url, host, port, model, engine, pid
     why: str = ""  # `reason` in words: why it waits and what can be done, or which stage it was cancelled for
     expected: float | None = None  # when the scheduler expects a waiting stage to start
+    setback: str = ""  # of a stage that goes on: which earlier attempt failed last, and why
+    excluded: tuple[str, ...] = ()  # nodes that further attempts are kept away from
     points: dict[str, int] | None = None  # of a stage of a sweep's points: how many are in each state
 
 
@@ -267,16 +270,31 @@ def noted_states(runs: Sequence[tuple[Plan, Path]], scheduler: Scheduler) -> dic
         files = RunDir(run_dir)
         began = min(began, files.plan.stat().st_mtime - _A_DAY)
         newest |= {(run_dir, name): job for name, job in noted_jobs(plan, files).items()}
-    ids = sorted({job.job_id for job in newest.values() if job.job_id})
+    ids = sorted({job_id for job in newest.values() for job_id in (*job.earlier, job.job_id) if job_id})
     found = scheduler.jobs(ids, since=min(began, time.time() - 90 * _A_DAY)) if ids else {}
     # a job with another comment is not ours: a controller that crashed gives the ids of jobs that it lost again
     jobs = {
-        key: found[noted.job_id]
+        key: _that_counts(ours)
         for key, noted in newest.items()
-        if noted.job_id in found and found[noted.job_id].comment in ("", noted.comment)
+        if noted.job_id in found
+        and (
+            ours := [
+                found[job_id]
+                for job_id in (*noted.earlier, noted.job_id)
+                if job_id in found and found[job_id].comment in ("", noted.comment)
+            ]
+        )
     }
     jobs |= _found_by_comment(scheduler, {key: job for key, job in newest.items() if key not in jobs}, began)
     return {run_dir: {stage: jobs[at, stage] for at, stage in jobs if at == run_dir} for _, run_dir in runs}
+
+
+def _that_counts(jobs: Sequence[Job]) -> Job:
+    """Of a stage's jobs, oldest first: the one that runs, else the first that will, else the last."""
+    for states in ((State.RUNNING, State.REQUEUED), (State.PENDING,)):
+        if found := next((job for job in jobs if job.state in states), None):
+            return found
+    return jobs[-1]
 
 
 def _found_by_comment(
@@ -384,6 +402,8 @@ def stage_status(
     ended = job.ended if job and state.terminal else None
     if result is not None and ended is None:  # the job script is still ending, or the scheduler has forgotten the job
         ended = files.result(stage.name).stat().st_mtime
+    if stage.groups:  # how far a stage is, its first group says
+        events = [event for event in events if event.get("group") == stage.groups[0].name]
     attempts = max((int(event["attempt"]) for event in events), default=0)
     begun = [event["time"] for event in events if event["kind"] == "attempt_started"]
     return StageStatus(
@@ -400,6 +420,8 @@ def stage_status(
         step=_newest(events, "step"),
         progress=_newest(events, "progress"),
         error=_error(files, stage.name, attempts) if state in _FAILED else "",
+        setback="" if state.terminal else _setback(files, stage.name, attempts),
+        excluded=_excluded(files, stage.name),
         estimate_seconds=stage.estimate.seconds,
         expected=job.expected if job and state is State.PENDING else None,
         endpoint=read_json(files.endpoint(stage.name)) if state is State.RUNNING and stage.worker == "serve" else None,
@@ -425,11 +447,15 @@ def _forgotten(files: RunDir, stage: Stage, *, waits_in_vain: bool) -> State:
     """
     if waits_in_vain or files.cancelled(stage.name).exists():
         return State.CANCELLED
+    if files.given_up(stage.name).exists():  # `resume` takes it away
+        return State.FAILED
     attempts = files.batch_log(stage.name).parent
     above = sweep_above(files.root)
     noted = above.arrays if above else files.jobs
     submitted = noted.stat().st_mtime if noted.exists() else 0.0
-    fatal = [path for path in attempts.glob("attempt-*/fatal-*.json") if path.stat().st_mtime > submitted]
+    ranks = [group.name for group in stage.groups if group.essential] or ["."]
+    found = [path for name in ranks for path in attempts.glob(f"attempt-*/{name}/fatal-*.json")]
+    fatal = [path for path in found if path.stat().st_mtime > submitted]
     crashes = len(list(attempts.glob("attempt-*/crashed")))  # as the job script counts; `resume` forgives them
     return State.FAILED if fatal or crashes >= stage.max_attempts else State.UNKNOWN
 
@@ -438,16 +464,52 @@ def _newest(events: list[Event], kind: str) -> Event | None:
     return next((event for event in reversed(events) if event["kind"] == kind), None)
 
 
+def ended_by(files: RunDir, stage: str, attempt: int) -> Path:
+    """The folder of the ranks that decided how an attempt ended: those of one group, where the stage has groups."""
+    try:
+        return files.ranks(stage, attempt, files.ended_by(stage, attempt).read_text(encoding="utf-8").strip())
+    except FileNotFoundError:
+        return files.ranks(stage, attempt)
+
+
 def failure_report(files: RunDir, stage: str, attempt: int) -> dict[str, Any]:
-    """What the first failed rank of an attempt wrote down: rank, error, error_class, exit_code. Empty without one."""
-    folder = files.attempt(stage, attempt)
-    for path in sorted(folder.glob("fatal-*.json")) + sorted(folder.glob("failure-*.json")):
-        if report := read_json(path):
-            return dict(report)
-    return {}
+    """What is known of the rank that failed first in an attempt: rank, node, kind, error, hint; and where it could
+    write a report, error_class and exit_code. Empty where nothing is known."""
+    folder = ended_by(files, stage, attempt)
+    failure = first_failure(folder, stage)
+    if failure is None:
+        return {}
+    own = [folder / f"{name}-{failure.rank}.json" for name in ("fatal", "failure")]
+    return next((dict(report) for path in own if (report := read_json(path))), asdict(failure))
+
+
+def newest_failure(files: RunDir, stage: str, attempt: int) -> tuple[int, Failure] | None:
+    """The newest attempt up to this one that failed, and the rank that failed first in it."""
+    for number in range(attempt, 0, -1):
+        if failure := first_failure(ended_by(files, stage, number), stage):
+            return number, failure
+    return None
 
 
 def _error(files: RunDir, stage: str, attempts: int) -> str:
-    """What the first failed rank of the newest attempt said of itself."""
-    report = failure_report(files, stage, attempts)
-    return f"rank {report['rank']}: {report['error']}" if report else ""
+    """What the first failed rank of the newest attempt said of itself, and what can be changed."""
+    found = newest_failure(files, stage, attempts)
+    if found is None:
+        return _given_up(files, stage)
+    hint = f"\n  hint: {found[1].hint}" if found[1].hint else ""
+    return found[1].text + hint
+
+
+def _setback(files: RunDir, stage: str, attempts: int) -> str:
+    found = newest_failure(files, stage, attempts)
+    return f"attempt {found[0]} failed ({found[1].kind}): {found[1].text}" if found else ""
+
+
+def _excluded(files: RunDir, stage: str) -> tuple[str, ...]:
+    path = files.excluded(stage)
+    return tuple(path.read_text(encoding="utf-8").split()) if path.exists() else ()
+
+
+def _given_up(files: RunDir, stage: str) -> str:
+    path = files.given_up(stage)
+    return f"not run again: {path.read_text(encoding='utf-8').strip()}" if path.exists() else ""

@@ -55,6 +55,9 @@ class Board:
         for stage in status.stages:
             if stage.error:
                 yield Text.assemble((f"{stage.name}: ", "bold red"), stage.error)
+            elif stage.setback:
+                without = f"; goes on without {', '.join(stage.excluded)}" if stage.excluded else ""
+                yield Text.assemble((f"{stage.name}: ", "bold yellow"), stage.setback, without)
         if status.trouble:
             yield Text.assemble(("no answer: ", "bold yellow"), status.trouble)
 

@@ -131,8 +131,12 @@ class Chain:
 
     def submit(self) -> None:
         for stage in self.plan.stages:
-            depends_on = [self.jobs[parent] for parent in stage.depends_on]
-            self.jobs[stage.name] = self.scheduler.submit(self.files.script(stage.name), depends_on=depends_on)
+            parents = [self.jobs[parent] for parent in stage.depends_on]
+            depends_on = parents
+            for _ in range(1 + stage.resume.continuations):
+                job_id = self.scheduler.submit(self.files.script(stage.name), depends_on=depends_on)
+                self.jobs[stage.name] = job_id
+                depends_on = [*parents, f"afterany:{job_id}"]
 
     def job(self, stage: str) -> Job:
         return self.scheduler.jobs([self.jobs[stage]])[self.jobs[stage]]

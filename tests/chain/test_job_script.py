@@ -99,3 +99,34 @@ def test_resume_replaces_a_job_that_waits_for_a_failed_one(tmp_path: Path, monke
     assert chain.ended("second").state is State.COMPLETED
     assert chain.attempts("first") == ["wrong", "done"]
     assert scheduler.jobs([waits])[waits].state is State.CANCELLED
+
+
+def test_continuation_jobs_go_on_where_nothing_is_requeued(tmp_path: Path, scheduler: Scheduler) -> None:
+    acts = {"first": ["net", "done"], "second": ["done"]}
+    chain = Chain(tmp_path / "run", scheduler, acts, mode="chain", continuations=2)
+    assert chain.ended("second").state is State.COMPLETED
+    assert chain.attempts("first") == ["net", "done"]  # the third job has ended at once
+    assert chain.attempts("second") == ["done"]
+    assert chain.files.crashed("first", 1).exists()
+
+
+def test_no_continuation_of_what_would_fail_again(tmp_path: Path, scheduler: Scheduler) -> None:
+    acts = {"first": ["wrong", "done"], "second": ["done"]}
+    chain = Chain(tmp_path / "run", scheduler, acts, mode="chain", continuations=2)
+    assert chain.ended("second").state is State.CANCELLED
+    assert chain.attempts("first") == ["wrong"]
+    assert chain.job("first").exit_code == 78
+
+
+def test_backoff_holds_where_the_scheduler_cannot_be_told(tmp_path: Path, scheduler: Scheduler) -> None:
+    chain = Chain(tmp_path / "run", scheduler, {"first": ["net", "done"]}, backoff_seconds=2)
+    assert chain.ended("first").state is State.COMPLETED
+    times = [e["time"] for e in read_events(chain.files.events) if e["kind"] == "attempt_started"]
+    assert times[1] - times[0] >= 1  # whole seconds
+
+
+def test_stops_that_save_nothing_are_bounded(tmp_path: Path, scheduler: Scheduler) -> None:
+    chain = Chain(tmp_path / "run", scheduler, {"first": ["idle"]}, idle_attempts=3)
+    assert chain.ended("first").state is State.FAILED
+    assert chain.attempts("first") == ["idle"] * 3
+    assert chain.files.given_up("first").read_text() == "nothing new was saved in 3 attempts\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import shutil
 import sys
@@ -70,6 +71,22 @@ def without_accounting() -> Iterator[Cluster]:
     yield from _up(accounting=False, min_job_age=2)
 
 
+@pytest.fixture(scope="session")
+def with_limits() -> Iterator[Cluster]:
+    """Limits count. The user is in the account `lab`, which a test may limit, and may use the QOS `long`."""
+    for cluster in _up(limits=True):
+        user = getpass.getuser()
+        for words in (
+            ("add", "account", "lab", "Fairshare=5"),
+            ("add", "qos", "long", "set", "MaxWall=1-00:00:00", "MaxTRESPerUser=gres/gpu=4"),
+            ("add", "user", user, "Account=lab", "DefaultAccount=lab", "QOS=normal,long"),
+            ("modify", "user", user, "set", "DefaultAccount=lab"),
+            ("modify", "user", user, "where", "account=lab", "set", "QOS=normal,long"),
+        ):
+            cluster.command("sacctmgr", "-i", *words)
+        yield cluster
+
+
 @pytest.fixture
 def slurm(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
     """The scheduler of the cluster with accounting."""
@@ -93,9 +110,9 @@ class ClusterUser(User):
         assert finished.returncode == 0, finished.stderr
         return finished.stdout
 
-    def submit(self, acts: dict[str, list[str]]) -> RunDir:
+    def submit(self, acts: dict[str, list[str]], *words: str) -> RunDir:
         """Submit the recipe for real, with the probe as every worker; nothing starts before `release`."""
-        run_id = self.run("submit", "recipe.toml", "--site", "./real.toml").strip()
+        run_id = self.run("submit", "recipe.toml", "--site", "./real.toml", *words).strip()
         files = RunDir(self.root / "runs" / run_id)
         plan = self.plan(files)
         for stage in plan.stages:
@@ -111,7 +128,7 @@ class ClusterUser(User):
         return dict(read_json(files.jobs) or {})
 
     def release(self, files: RunDir) -> None:
-        ids = [ids[-1] for ids in self.jobs(files).values()]
+        ids = [job_id for ids in self.jobs(files).values() for job_id in ids]
         self.cluster.command("scontrol", "release", ",".join(ids))
 
     def states(self, files: RunDir) -> dict[str, str]:

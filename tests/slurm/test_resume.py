@@ -14,8 +14,10 @@ from launcher.record import read_events
 from launcher.render import Place, render
 from launcher.scheduler import Scheduler
 from launcher.states import State
-from tests.chain.probe import Chain
+from tests.chain.conftest import GOOD
+from tests.chain.probe import Chain, attempts
 from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import ClusterUser
 from tests.slurm.test_job_script import Start, start
 
 pytestmark = pytest.mark.slurm
@@ -133,3 +135,42 @@ def test_time_limit_of_slurm_before_23_02_reaches_the_ranks(start: Start, cluste
     chain.ended("first")
     end = next(e["value"] for e in read_events(chain.files.events) if e.get("name") == "end_time")
     assert 5 * 60 < end - time.time() < 7 * 60
+
+
+CHAIN = """
+[resume]
+mode = "chain"
+continuations = 2
+backoff_seconds = 0
+"""
+
+
+def test_chain_instead_of_requeue(cluster: Cluster, tmp_path: Path) -> None:
+    """Submit, a crash, a preempted-like kill, a stop; `status` tells of the job that counts."""
+    user = ClusterUser(tmp_path, cluster)
+    user.write(GOOD + CHAIN)
+    files = user.submit({"baseline": ["sick", "done"], "train": ["kill", "wait", "done"]})
+    ids = user.jobs(files)
+    assert {len(each) for each in ids.values()} == {3}
+    assert "Requeue=0" in cluster.command("scontrol", "show", "job", ids["train"][0]).stdout
+    user.release(files)
+    user.until(files, lambda states: attempts(files, "train") == ["kill", "wait"])
+    told = {stage["name"]: stage for stage in json.loads(user.run("status", files.root.name, "--json"))["stages"]}
+    assert told["train"]["job_id"] == ids["train"][1]
+    assert told["train"]["state"] == "RUNNING"
+    assert "rank 1 on node" in told["train"]["setback"]
+    assert told["baseline"]["state"] == "COMPLETED"
+    first, second = (e["host"] for e in read_events(files.events, stage="baseline") if e["kind"] == "attempt_started")
+    assert first != second
+    assert told["baseline"]["excluded"] == [first]
+    cluster.command("scancel", "--batch", "--signal=USR2", ids["train"][1])
+    user.until(files, lambda states: states["evaluate"] == "COMPLETED", seconds=120)
+    assert attempts(files, "train") == ["kill", "wait", "done"]
+    cancelled = user.run("cancel", files.root.name).split()
+    assert not set(cancelled) & set(ids["train"])
+    assert user.until(files, lambda states: states["run"] not in ("RUNNING", "PENDING"))["run"] in (
+        "CANCELLED",
+        "COMPLETED",
+    )
+    queued = cluster.command("squeue", "-h", "-o", "%i", "--me").stdout.split()
+    assert not set(queued) & {job_id for each in ids.values() for job_id in each}
