@@ -35,14 +35,14 @@ class Course:
         return min(1.0, self.done / self.total) if self.total > 0 else 0.0
 
     def seconds_left(self, now: float) -> float | None:
-        """Time to the last unit at the newest rate, or None while there is no rate."""
-        if self.seconds_per_unit is None:
+        """Time to the last unit at the newest rate, or None while there is no rate or no known end."""
+        if self.seconds_per_unit is None or not self.total:
             return None
         return max(0.0, self.seconds_per_unit * (self.total - self.done) - (now - self.at))
 
     def text(self, *, spark_width: int = 0) -> str:
         """In words: "34/60 steps  loss 1.234 ▇▅▃  1.2 k tok/s"."""
-        words = [f"{self.done}/{self.total} {self.unit}"]
+        words = [f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.done} {self.unit}"]
         if self.loss is not None:
             spark = sparkline(list(self.losses), spark_width) if len(self.losses) > 1 else ""
             words.append(f"loss {self.loss:.3f}" + (f" {spark}" if spark else ""))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.plan import Plan, Stage
-from launcher.units import show_count, show_mib, show_seconds
+from launcher.units import counted, show_count, show_mib, show_seconds
 from launcher.watch import RunStatus
 
 BEFORE, AFTER, QUANTIZED = "before", "after", "quantized"
@@ -33,6 +33,12 @@ def headline(worker: str, metrics: dict[str, Any]) -> str:
         words.append(f"{metrics['steps']} steps")
     if metrics.get("tokens_per_second") is not None:
         words.append(f"{show_count(metrics['tokens_per_second'])} tok/s")
+    if "packing_efficiency" in metrics:
+        words.append(f"packed {100 * metrics['packing_efficiency']:.1f} % full")
+    if metrics.get("rows_cut"):
+        words.append(f"{counted(metrics['rows_cut'], 'row')} cut")
+    if metrics.get("rows_left_out"):
+        words.append(f"{counted(metrics['rows_left_out'], 'row')} left out")
     if "size_mib" in metrics:
         words.append(show_mib(metrics["size_mib"]))
     if "parameters" in metrics:

@@ -62,10 +62,10 @@ class Cutter:
         self.named: list[str] = []  # the first rows that were left out
 
     def run(self, rows: Iterable[Problem]) -> Iterator[Sample]:
-        for row, (tokens, trained, rewritten) in _with_rows(rows, self.tokenizer):
+        for row, (tokens, trained, rewritten) in _with_rows(rows, self.tokenizer, self.whole_texts):
             self.lengths.append(len(tokens))
-            self.rewritten += 0 if self.whole_texts else rewritten
-            samples = self._pieces(row, tokens, [True] * len(tokens) if self.whole_texts else trained)
+            self.rewritten += rewritten
+            samples = self._pieces(row, tokens, trained)
             if not samples:
                 self.left_out += 1
                 self.named += [row.id] if len(self.named) < MOST_NAMED else []
@@ -222,7 +222,7 @@ def _watched(context: Context, rows: Iterable[Problem], digest: hashlib._Hash, c
         yield row
 
 
-def _with_rows(rows: Iterable[Problem], tokenizer: Any) -> Iterator[tuple[Problem, Any]]:
+def _with_rows(rows: Iterable[Problem], tokenizer: Any, whole: bool) -> Iterator[tuple[Problem, Any]]:
     """Each row with its tokens; rows are read in chunks ahead of them."""
     waiting: list[Problem] = []
 
@@ -231,7 +231,7 @@ def _with_rows(rows: Iterable[Problem], tokenizer: Any) -> Iterator[tuple[Proble
             waiting.append(row)
             yield row
 
-    for encoded in encode(kept(), tokenizer):
+    for encoded in encode(kept(), tokenizer, whole=whole):
         yield waiting.pop(0), encoded
 
 

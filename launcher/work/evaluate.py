@@ -53,7 +53,7 @@ def run(context: Context) -> None:
     rows = problems(context.options["data"], "evaluation")[: options.get("limit")]
     if not rows:
         raise WorkerError("there are no evaluation rows", where="data.evaluation")
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, context.options["model"].get("chat_template", ""))
     model = load_for_inference(folder)
     context.raise_if_stopping()
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import WorkerError
-from launcher.record import read_json, write_text
+from launcher.record import read_json, write_json, write_text
 from launcher.work.context import Context
 from launcher.work.folders import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     fresh_beside,
+    give_template,
     publish,
     weight_files,
     weights_mib,
@@ -46,6 +47,9 @@ def run(context: Context) -> None:
         weights_too = path.name.startswith(("model", "pytorch_model")) or path.suffix == ".safetensors"
         if path.is_file() and not weights_too and not path.name.startswith(("README", ".")):
             shutil.copyfile(path, part / path.name)
+    if context.options["train"]["method"] == "rm":
+        _describe_scores(part)
+    give_template(part, context.options["model"].get("chat_template", ""))
 
     metrics = {
         "size_mib": weights_mib(part),
@@ -74,8 +78,13 @@ def _merge(base: Path, weights: Path, adapter: Mapping[str, Any], part: Path, co
     files = weight_files(base)
     if not files:
         raise WorkerError("no *.safetensors here", where=str(base), hint="the base model must be in safetensors form")
+    head = low_rank.get("base_model.model.score.weight")  # of a reward model: in place of the language model's
     for number, path in enumerate(files):
         tensors = load_file(str(path))
+        if head is not None:
+            tensors.pop("lm_head.weight", None)
+            if path == files[-1]:
+                tensors["score.weight"] = head.to(next(iter(tensors.values())).dtype)
         for name, weight in tensors.items():
             layer = f"base_model.model.{name.removesuffix('.weight')}"
             if layer not in waiting:
@@ -92,8 +101,30 @@ def _merge(base: Path, weights: Path, adapter: Mapping[str, Any], part: Path, co
             f"the adapter changes layers that the base model lacks: {', '.join(sorted(waiting)[:3])} ...",
             where=str(weights),
         )
-    if (base / INDEX).is_file():
-        shutil.copyfile(base / INDEX, part / INDEX)
+    index = read_json(base / INDEX)
+    if index is not None:
+        if head is not None:
+            index["weight_map"].pop("lm_head.weight", None)
+            index["weight_map"]["score.weight"] = files[-1].name
+        write_json(part / INDEX, index)
+
+
+def _describe_scores(part: Path) -> None:
+    """Make the folder's configuration that of a sequence classifier with one label, a reward model's form.
+
+    transformers takes the score at the last token that is not padding, so the padding token is the one that training
+    had: the tokenizer's, or its end of text.
+    """
+    from transformers import AutoTokenizer
+
+    config = read_json(part / "config.json")
+    tokenizer = AutoTokenizer.from_pretrained(part)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    config["architectures"] = [
+        name.replace("ForCausalLM", "ForSequenceClassification") for name in config.get("architectures") or ()
+    ]
+    config |= {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}, "pad_token_id": padding}
+    write_json(part / "config.json", config)
 
 
 def _parameters(path: Path) -> int:

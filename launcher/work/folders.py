@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+from launcher.record import read_json, write_json, write_text
+
 # a PEFT adapter's files, as training leaves them and export reads them
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -33,6 +35,17 @@ def publish(part: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.rename(part, target)
+
+
+def give_template(folder: Path, text: str) -> None:
+    """Put a chat template into a model folder in place of its own; "" leaves that as it is."""
+    if not text:
+        return
+    write_text(folder / "chat_template.jinja", text)
+    (folder / "chat_template.json").unlink(missing_ok=True)
+    config = read_json(folder / "tokenizer_config.json")
+    if config and config.pop("chat_template", None):
+        write_json(folder / "tokenizer_config.json", config)
 
 
 def weight_files(folder: Path) -> list[Path]:

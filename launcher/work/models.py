@@ -52,13 +52,21 @@ def share_cores() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer, padding on the left as generation needs. Raises WorkerError without a chat template."""
+def load_tokenizer(folder: Path, chat_template: str = "") -> Any:
+    """The folder's tokenizer, padding on the left as generation needs, with another chat template if one is given.
+
+    Raises WorkerError without a chat template.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
     if not tokenizer.chat_template:
-        raise WorkerError("the model has no chat template", where=str(folder), hint="use an instruct model")
+        raise WorkerError(
+            "the model has no chat template",
+            where=str(folder),
+            hint="use an instruct model, or give model.chat_template",
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -16,7 +16,7 @@ from launcher.engines import divisible_group_sizes
 from launcher.errors import WorkerError
 from launcher.work.context import Context
 from launcher.work.data import problems, tools_of
-from launcher.work.folders import fresh_beside, publish, weights_mib, weights_sha256
+from launcher.work.folders import fresh_beside, give_template, publish, weights_mib, weights_sha256
 from launcher.work.models import cores, load_tokenizer, model_folder, quant_method, share_cores
 
 CALIBRATION_TOKENS = 2048  # longest calibration row; the rest is cut off
@@ -54,6 +54,7 @@ def run(context: Context) -> None:
         else:
             compress(context, folder, part)
         keep_tokenizer(folder, part)
+        give_template(part, context.options["model"].get("chat_template", ""))
         publish(part, target)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -156,7 +157,7 @@ def calibration_rows(context: Context, folder: Path) -> list[dict[str, list[int]
     count = int(context.options["quantize"]["calibration_samples"])
     if not count:
         return []
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, context.options["model"].get("chat_template", ""))
     rows = []
     for problem in problems(context.options["data"], "train")[:count]:
         chat = tokenizer.apply_chat_template(problem.conversation, tools=tools_of(problem), tokenize=False)

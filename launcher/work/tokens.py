@@ -38,8 +38,8 @@ def tokens_of(row: Problem, tokenizer: Any) -> tuple[list[int], list[bool]]:
     return tokens, trained
 
 
-def encode(rows: Iterable[Problem], tokenizer: Any) -> Iterator[Encoded]:
-    """The rows' tokens, in order. Of a text all count, of a conversation the assistant's turns.
+def encode(rows: Iterable[Problem], tokenizer: Any, *, whole: bool = False) -> Iterator[Encoded]:
+    """The rows' tokens, in order. Of a text all count, of a conversation the assistant's turns, or all with `whole`.
 
     Raises WorkerError for a conversation without a chat template, or one that the template refuses.
     """
@@ -51,7 +51,7 @@ def encode(rows: Iterable[Problem], tokenizer: Any) -> Iterator[Encoded]:
         )
     source = iter(rows)
     while chunk := list(islice(source, CHUNK)):
-        chats = iter(_chats([row for row in chunk if row.messages], tokenizer))
+        chats = iter(_chats([row for row in chunk if row.messages], tokenizer, whole))
         texts = iter(_texts([row for row in chunk if not row.messages], tokenizer))
         for row in chunk:
             yield next(chats if row.messages else texts)
@@ -65,7 +65,7 @@ def _texts(rows: Sequence[Problem], tokenizer: Any) -> Iterator[Encoded]:
         yield Encoded([*tokens, *end], [True] * (len(tokens) + len(end)))
 
 
-def _chats(rows: Sequence[Problem], tokenizer: Any) -> Iterator[Encoded]:
+def _chats(rows: Sequence[Problem], tokenizer: Any, whole: bool) -> Iterator[Encoded]:
     if not rows:
         return
     if not tokenizer.chat_template:
@@ -74,7 +74,7 @@ def _chats(rows: Sequence[Problem], tokenizer: Any) -> Iterator[Encoded]:
             where="model",
             hint='take the instruct model, give a template (model.chat_template = "FILE"), or train on rows of text',
         )
-    written = [_written(row, tokenizer) for row in rows]
+    written = [_written(row, tokenizer, whole) for row in rows]
     found = tokenizer(
         [text for text, _, _ in written],
         add_special_tokens=False,  # the template has written them
@@ -92,10 +92,12 @@ def _chats(rows: Sequence[Problem], tokenizer: Any) -> Iterator[Encoded]:
         yield Encoded(tokens, trained, rewritten)
 
 
-def _written(row: Problem, tokenizer: Any) -> _Written:
+def _written(row: Problem, tokenizer: Any, whole: bool) -> _Written:
     """The conversation as the template writes it, and where in it the assistant's turns are that count."""
     turns = row.conversation
     text = _templated(row, turns, tokenizer, prompt=False)
+    if whole:
+        return _Written(text, [(-1, len(text))])
     spans: list[tuple[int, int]] = []
     rewritten = 0
     for index, turn in enumerate(turns):

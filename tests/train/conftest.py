@@ -100,6 +100,9 @@ class Run:
         events = read_events(self.files.events, stage="train")
         return {event["step"]: event for event in events if event["kind"] == "step"}
 
+    def events(self, kind: str) -> list[Event]:
+        return [event for event in read_events(self.files.events, stage="train") if event["kind"] == kind]
+
     def losses(self) -> list[float]:
         return [event["loss"] for _, event in sorted(self.steps().items())]
 

@@ -1,0 +1,62 @@
+"""Packing changes no result: what a step of packed rows learns is what the same samples teach in rows of their own."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.layout
+
+SAMPLES, PACKS = 24, 12
+SETTINGS: dict[str, Any] = {"tuner": "full", "learning_rate": 1e-3, "steps": 3, "sequence_length": 128}
+TP2: dict[str, Any] = {"tensor": 2}
+TP2_SP: dict[str, Any] = {"tensor": 2, "sequence_parallel": True}
+PP2: dict[str, Any] = {"pipeline": 2}
+VPP2: dict[str, Any] = {"pipeline": 2, "virtual_pipeline": 2}
+CP2: dict[str, Any] = {"context": 2}
+EP2: dict[str, Any] = {"expert": 2}
+DP2: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "layouts"),
+    [
+        pytest.param("llama", [TP2, TP2_SP, PP2, DP2, CP2], id="llama"),
+        pytest.param("qwen3", [VPP2], id="qwen3"),
+        pytest.param("moe", [EP2], id="moe"),
+    ],
+)
+def test_packed_rows_teach_what_their_samples_teach(
+    new_run: Callable[..., Any], kind: str, layouts: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    settings = SETTINGS | {"data": sums_of_many_lengths(tmp_path / "rows.jsonl")}
+    # every step is the whole data, so that both have the same samples in it
+    alone = new_run(kind, global_batch_size=SAMPLES, **settings).finish()
+    assert alone.losses()[-1] < alone.losses()[0] - 0.1, "it must learn, or equal losses prove nothing"
+    found = {}
+    for ranks, layout in [(1, {}), *((2, layout) for layout in layouts)]:
+        packed: dict[str, Any] = {"packing": True, "global_batch_size": PACKS, "micro_batch_size": 2}
+        run = new_run(kind, ranks=ranks, layout=layout, **settings, **packed).finish()
+        assert run.events("data")[-1]["packs"] == PACKS
+        found[f"{ranks} {layout}"] = (
+            max(abs(a - b) for a, b in zip(run.losses(), alone.losses(), strict=True)),
+            max(abs(a - b) / b for a, b in zip(run.norms(), alone.norms(), strict=True)),
+        )
+    print(found)
+    assert all(loss < 1e-5 and norm < 1e-4 for loss, norm in found.values()), found
+
+
+def sums_of_many_lengths(path: Path) -> dict[str, Any]:
+    """Rows of 26 to 94 tokens: a character is a token, and the template takes 20."""
+    letters = string.ascii_letters + string.digits
+    rows = []
+    for number in range(SAMPLES):
+        text = "".join(letters[(number * 7 + at * at) % len(letters)] for at in range(6 + number * 17 % 71))
+        rows.append({"prompt": text[:3], "completion": text[3:]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"source": "files", "train": [str(path)], "evaluation": []}
