@@ -105,18 +105,15 @@ class Run:
 
         plan = self.plan
         wanted = [known_stage(plan, stage)] if stage is not None else [each.name for each in plan.stages]
-        jobs = {name: job_id for name, job_id in self._active_jobs().items() if name in wanted}
+        active = watch.active_jobs(self.run_dir)
+        jobs = {name: job_id for name, job_id in active.items() if name.partition("/")[0] in wanted}
         return cancel(self.run_dir, plan, jobs) if jobs else []
 
     def resume(self) -> list[str]:
         """Submit again what has not succeeded and is not in the queue; the names of these stages."""
         from launcher.submission import resume
 
-        return resume(self.run_dir, self.plan, self._active_jobs)
-
-    def _active_jobs(self) -> dict[str, str]:
-        """Stage -> job that may still run."""
-        return {stage.name: stage.job_id for stage in self.status().stages if stage.job_id and not stage.state.terminal}
+        return resume(self.run_dir, self.plan, lambda: watch.active_jobs(self.run_dir))
 
     def _failed(self, status: RunStatus) -> RunFailed:
         bad = [stage for stage in status.stages if not stage.state.succeeded]

@@ -152,6 +152,7 @@ class SwiftlaunchJob(core.Job[core.R]):
     """A function that was handed in. `run` is its run, as `launcher.submit` gives them."""
 
     _paths: SwiftlaunchPaths
+    _cancel_at_deletion = False  # read by __del__, of a job that was not found too
 
     def __init__(self, folder: Path | str, job_id: str, tasks: Sequence[int] = (0,)) -> None:
         known = _read_pointer(Path(folder), job_id)

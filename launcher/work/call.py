@@ -43,15 +43,15 @@ def run(context: Context) -> None:
         call.catch_signals()
         outcome = ("success", call.submission.result())
         call.over = True
-        _write_pickle(call.result_file, outcome)
+        _write(call.result_file, _pickled(outcome))
     except _Stopped as stop:
         if call.given_up:
-            _write_pickle(call.result_file, ("error", call.given_up))
+            _write(call.result_file, pickle.dumps(("error", call.given_up)))
             raise WorkerError(call.given_up, hint="raise timeout_min, or the executor's max_num_timeout") from None
         raise Requeue(str(stop)) from None
     except BaseException:
         call.over = True
-        _write_pickle(call.result_file, ("error", traceback.format_exc()))
+        _write(call.result_file, pickle.dumps(("error", traceback.format_exc())))
         raise
     if context.is_main:
         _wait_for_the_others(context)
@@ -138,7 +138,7 @@ class _Call:
         if state is None:
             return "its checkpoint() returned None"
         state.set_timeout(submission._timeout_min, left)
-        _write_pickle(self.submitted_file, state)
+        _write(self.submitted_file, _pickled(state))
         self.context.files.saved(self.context.stage.name, self.context.attempt).touch()
         return "not done, and its time limit came once too often" if left < 0 else ""
 
@@ -177,13 +177,18 @@ def _wait_for_the_others(context: Context) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _write_pickle(path: Path, value: Any) -> None:
-    """Replace the file; a job that is killed meanwhile leaves the old one."""
+def _pickled(value: Any) -> bytes:
     import cloudpickle
 
+    data: bytes = cloudpickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    return data
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace the file; a job that is killed meanwhile leaves the old one."""
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
-        cloudpickle.dump(value, file, pickle.HIGHEST_PROTOCOL)
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
