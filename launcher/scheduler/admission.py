@@ -21,8 +21,8 @@ from launcher.scheduler.slurm.text import Outlook
 
 _OURS = re.compile(r"^#SBATCH --(job-name|comment|output|open-mode|signal)=")  # do not decide whether a job is taken
 _ADVICE = (
-    ("partition", "`sinfo -s` lists the partitions; set resources.{table}.partition"),
     ("account", "`sacctmgr show assoc user=$USER` lists your accounts; set resources.{table}.account"),
+    ("partition", "`sinfo -s` lists the partitions; set resources.{table}.partition"),
     ("qos", "`sacctmgr show assoc user=$USER format=account,qos` lists your QOS; set resources.{table}.qos"),
     ("node configuration", "no node has what it asks for: change GPUs, CPUs, memory, nodes or constraint in "
                            "[resources.{table}]; `sinfo -Nl` shows the nodes"),
@@ -51,8 +51,13 @@ class _Policy:
     fair_share: str = ""
 
 
-def look(plan: Plan, scripts: Mapping[str, str], *, replaced: int = 0) -> Admission:
-    """What Slurm would say of these stages' scripts; `replaced`: as many jobs leave the queue for them."""
+def look(
+    plan: Plan, scripts: Mapping[str, str], *, replaced: int = 0, tasks: Mapping[str, int] | None = None
+) -> Admission:
+    """What Slurm would say of these stages' scripts; `replaced`: as many jobs leave the queue for them.
+
+    `tasks`: how many jobs a stage is where it is an array.
+    """
     if shutil.which("sbatch") is None:
         return Admission(trouble="sbatch is not on PATH")
     if not ask.controller_answers():
@@ -65,7 +70,8 @@ def look(plan: Plan, scripts: Mapping[str, str], *, replaced: int = 0) -> Admiss
         faults = [_refused(stage, outlooks[stage.name].refusal) for stage in stages if outlooks[stage.name].refusal]
         refused = {fault.where for fault in faults}
         faults += [fault for fault in _over_limits(stages, policy) if fault.where not in refused]
-        faults += _queue(stages, policy, sum(1 + stage.resume.continuations for stage in stages) - replaced)
+        adds = sum((tasks or {}).get(stage.name, 1) * (1 + stage.resume.continuations) for stage in stages)
+        faults += _queue(stages, policy, adds - replaced)
     except SchedulerError as error:
         return Admission(trouble=error.message)
     starts = tuple(

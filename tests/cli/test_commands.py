@@ -64,7 +64,10 @@ def test_show_knows_everything(run_dir: RunDir, plan: Plan, capsys: pytest.Captu
         (["latest"], "step 60\n"),
         (["latest", "train", "--attempt", "1"], "first attempt\n"),
         (["latest", "train", "--batch"], "batch shell\n"),
-        (["latest", "train", "--follow"], "step 60\n"),
+        (["latest", "train", "--follow"], "rank 0 | step 60\n"),
+        (["latest", "--follow"], "rank 0 | step 60\n"),
+        (["latest", "train", "--follow", "--rank", "0"], "step 60\n"),
+        (["latest", "train", "--follow", "--attempt", "1"], "rank 0 | first attempt\nrank 0 | step 60\n"),
     ],
     ids=" ".join,
 )
