@@ -7,9 +7,10 @@ STAMP := $(VENV)/.installed
 ENGINES := train transformers gptq compressor vllm
 MODEL := smollm2-135m-instruct
 PYTEST := $(BIN)/python -m pytest
+FAULTS ?= 30
 CLUSTER ?= /tmp/swiftlaunch-cluster-$(shell id -un)
 
-.PHONY: check lint types fast demo test engines cluster docs golden wheel clean
+.PHONY: check lint types fast demo test chaos bench engines cluster docs golden wheel clean
 check: lint types fast  ## lint, types and the fast tests, under a minute
 
 $(STAMP): pyproject.toml tests/requirements.txt
@@ -44,6 +45,15 @@ demo: $(STAMP)  ## the whole chain on this machine, no GPU needed
 test: lint types fast engines  ## every test that can run on this machine
 	@tests/system-packages.sh slurm
 	$(PYTEST) -m "slurm or layout or e2e"
+
+chaos: $(STAMP)  ## training on a real cluster while things break; SEED=7 FAULTS=30
+	@tests/system-packages.sh slurm
+	$(BIN)/swiftlaunch env sync --site local train
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --faults $(FAULTS)
+
+bench: $(STAMP)  ## what a submission costs beside bare sbatch; writes docs/benchmarks.md
+	@tests/system-packages.sh slurm
+	$(BIN)/python -m tests.bench
 
 cluster:  ## a real Slurm cluster on this machine, to try things on
 	@tests/system-packages.sh slurm

@@ -53,7 +53,7 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
 PropagateResourceLimits=NONE
 ReturnToService=2
-SlurmdTimeout=30
+SlurmdTimeout={slurmd_timeout}
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 MessageTimeout=6
 KillWait=5
@@ -70,6 +70,7 @@ NodeName=node[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first_por
 RealMemory={memory} Gres=gpu:{gpus} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 PartitionName=spare Nodes=ALL MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=patient Nodes=ALL MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 """
@@ -80,6 +81,11 @@ AccountingStoragePort={accounting_port}
 AccountingStoragePass={dir}/run/munge.socket
 AccountingStoreFlags=job_comment,job_script,job_env
 AccountingStorageTRES=gres/gpu
+"""
+LIMITS_CONF = """\
+AccountingStorageEnforce=associations,limits,qos
+PriorityType=priority/multifactor
+JobAcctGatherFrequency=1
 """
 SLURMDBD_CONF = """\
 AuthType=auth/munge
@@ -102,11 +108,24 @@ class ClusterError(Exception):
 
 
 class Cluster:
-    """The cluster of one directory. `min_job_age` (seconds) is how long the controller remembers ended jobs."""
+    """The cluster of one directory. The controller remembers ended jobs for `min_job_age` seconds, and takes a node
+    for dead that does not answer for `slurmd_timeout` seconds. With `limits` it keeps the limits and shares that
+    sacctmgr sets, and measures memory every second."""
 
-    def __init__(self, folder: Path, *, accounting: bool = True, min_job_age: int = 300) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        accounting: bool = True,
+        limits: bool = False,
+        min_job_age: int = 300,
+        slurmd_timeout: int = 30,
+    ) -> None:
         self.dir = folder.resolve()
-        self._settings = {"accounting": accounting, "min_job_age": min_job_age, "base_port": 0}
+        self._settings = {
+            **{"accounting": accounting, "limits": limits, "base_port": 0},
+            **{"min_job_age": min_job_age, "slurmd_timeout": slurmd_timeout},
+        }
         if self._settings_file.exists():
             self._settings = json.loads(self._settings_file.read_text())
 
@@ -175,6 +194,23 @@ class Cluster:
             _end(pid, number)
         (self.dir / f"run/{daemon}.pid").unlink(missing_ok=True)
 
+    def kill_node(self, node: str) -> None:
+        """End a node as a power cut does: its slurmd and every process of its jobs at once, with no last words."""
+        log = f"{self.dir}/log/slurmd.{node}.log"
+        doomed = {pid for pid in (self.pid(f"slurmd.{node}"), *self._stepds(log)) if pid}
+        parents = dict(_parents())
+        while found := {pid for pid, parent in parents.items() if parent in doomed} - doomed:
+            doomed |= found
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in doomed:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        (self.dir / f"run/slurmd.{node}.pid").unlink(missing_ok=True)
+
+    def leftovers(self) -> list[int]:
+        """Processes of jobs of this cluster, on any node."""
+        return list(self._leftovers())
+
     def down(self) -> None:
         """End all jobs and daemons."""
         if not self._settings_file.exists():
@@ -226,12 +262,15 @@ class Cluster:
             "gpus": GPUS,
             "cpus": CPUS,
             "memory": MEMORY_MIB,
-            "min_job_age": self._settings["min_job_age"],
+            **{name: self._settings[name] for name in ("min_job_age", "slurmd_timeout")},
         }
         for gpu in range(GPUS):
             (self.dir / f"dev/nvidia{gpu}").symlink_to("/dev/null")  # slurmd wants a character device
         etc = self.dir / "etc"
-        self.conf.write_text((SLURM_CONF + (ACCOUNTING_CONF if self.accounting else "")).format(**values))
+        text = SLURM_CONF + (ACCOUNTING_CONF if self.accounting else "")
+        if self._settings["limits"]:
+            text = text.replace("PriorityType=priority/basic\n", LIMITS_CONF)
+        self.conf.write_text(text.format(**values))
         (etc / "gres.conf").write_text(f"NodeName=node[1-{NODES}] Name=gpu File={self.dir}/dev/nvidia[0-{GPUS - 1}]\n")
         (etc / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")  # loaded, never used
         for name, content in (
@@ -314,9 +353,23 @@ class Cluster:
                 if in_job or ((process / "comm").read_text() == "slurmstepd\n" and self._holds_log(process)):
                     yield int(process.name)
 
-    def _holds_log(self, process: Path) -> bool:
+    def _holds_log(self, process: Path, log: str = "") -> bool:
         """slurmstepd wipes its environment, but keeps its node's log open."""
-        return any(os.readlink(link).startswith(f"{self.dir}/log/") for link in (process / "fd").iterdir())
+        links = [os.readlink(link) for link in (process / "fd").iterdir()]
+        return any(link == log if log else link.startswith(f"{self.dir}/log/") for link in links)
+
+    def _stepds(self, log: str) -> Iterator[int]:
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if (process / "comm").read_text() == "slurmstepd\n" and self._holds_log(process, log):
+                    yield int(process.name)
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    """Process -> its parent."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError):
+            yield int(process.name), int(_field((process / "status").read_text(), "PPid"))
 
 
 def _free_ports(number: int) -> int:

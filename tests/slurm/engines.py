@@ -51,18 +51,28 @@ class EngineUser:
         self.root = root
         self.cluster = cluster
         self.site = root / "cluster.toml"
-        self.runs = root / "runs"
+        self._partition = partition
+        self.move_runs(root / "runs")
+        self.environ = {
+            **{name: value for name, value in cluster.environ().items() if not name.startswith("PYTEST")},
+            **{"XDG_STATE_HOME": str(root / "state"), "NO_COLOR": "1", "PYTHONPATH": str(ROOT)},
+        }
+
+    @property
+    def train_python(self) -> str:
+        """The interpreter of the train environment. Fails where it was not built."""
+        return os.environ["SWIFTLAUNCH_TEST_TRAIN_PYTHON"]
+
+    def move_runs(self, runs: Path) -> None:
+        """From now on runs are kept there."""
+        self.runs = runs
         model = Path(os.environ["SWIFTLAUNCH_TEST_MODEL"])
-        values = {"runs": self.runs, "models": model.parent, "environments": root, "partition": partition}
+        values = {"runs": runs, "models": model.parent, "environments": self.root, "partition": self._partition}
         environments = ""
         for role in ("train", "transformers", "gptq"):
             if python := os.environ.get(f"SWIFTLAUNCH_TEST_{role.upper()}_PYTHON"):
                 environments += f'{role} = {{ kind = "venv", python = {json.dumps(python)} }}\n'
         self.site.write_text(SITE.format(**{key: json.dumps(str(path)) for key, path in values.items()}) + environments)
-        self.environ = {
-            **{name: value for name, value in cluster.environ().items() if not name.startswith("PYTEST")},
-            **{"XDG_STATE_HOME": str(root / "state"), "NO_COLOR": "1", "PYTHONPATH": str(ROOT)},
-        }
 
     def swiftlaunch(self, *words: str) -> str:
         finished = subprocess.run(
