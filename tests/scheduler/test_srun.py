@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 
+from launcher.scheduler.base import Machine
 from launcher.scheduler.local import tree
-from launcher.scheduler.local.srun import options, place
+from launcher.scheduler.local.client import LocalScheduler
+from launcher.scheduler.local.srun import gpus_wanted, options, place, share_gpus
 from launcher.states import State
 
 from .conftest import Desk, until
@@ -180,7 +183,37 @@ def test_placement() -> None:
     assert counts(ntasks_per_node="1") == [1, 1]
     dealt = place({"gpus-per-task": "1"}, _nodes(2, 3), job)
     assert [task["gpus"] for tasks in dealt for task in tasks] == [[0], [1], [2], [3], [4], [5]]
+    (second,) = place({"relative": "1", "nodes": "1", "ntasks": "2"}, _nodes(2, 3), job)
+    assert [task["node"] for task in second] == ["n1", "n1"]
+    with pytest.raises(ValueError, match="--nodes=2 after the first 1: the job has 2 nodes"):
+        counts(relative="1", nodes="2")
     with pytest.raises(ValueError, match="do not fit"):
         counts(ntasks="5", ntasks_per_node="2")
     with pytest.raises(ValueError, match="not all of these nodes"):
         counts(nodelist="n7")
+
+
+def test_gpus_of_steps() -> None:
+    """A step that says how many GPUs it wants has them for itself; one that does not shares the job's."""
+    assert [gpus_wanted(given) for given in ({}, {"gres": "none"}, {"gpus-per-node": "0"})] == [None, 0, 0]
+    assert [gpus_wanted({"gres": text}) for text in ("gpu", "gpu:3", "gpu:a100:2")] == [1, 3, 2]
+    with pytest.raises(ValueError, match="not a number of GPUs"):
+        gpus_wanted({"gpus-per-node": "all"})
+    shared = share_gpus(_nodes(2, 3), 2, {0})
+    assert shared
+    assert [node["gpus"] for node in shared] == [[1, 2], [3, 4]]
+    assert share_gpus(_nodes(2, 3), 2, {0, 4, 5}) is None
+    with pytest.raises(ValueError, match="4 GPUs on n0: the job has 3 there"):
+        share_gpus(_nodes(2, 3), 4, set())
+
+
+def test_a_step_waits_for_gpus_of_another(desk: Desk) -> None:
+    machine = Machine(nodes=1, cpus=2, memory_mib=1024, gpus=2)
+    desk = replace(desk, scheduler=LocalScheduler(desk.state_dir, machine=machine))
+    show = "bash -c 'echo $SLURM_STEP_ID:$CUDA_VISIBLE_DEVICES; sleep 0.5'"
+    body = f"for step in 1 2 3; do srun --ntasks=1 --gpus-per-node=1 {show} & done; wait"
+    job_id = desk.submit(body, "--gpus-per-node=2", "--cpus-per-task=2")
+    assert desk.end(job_id).state is State.COMPLETED
+    told = dict(line.split(":") for line in desk.log(job_id).split())
+    assert len(told) == 3
+    assert set(told.values()) == {"0", "1"}

@@ -101,9 +101,7 @@ def test_groups_share_the_only_node(start: Start, tmp_path: Path, slurm: Schedul
 
 @pytest.mark.parametrize("sample", [CARVED, HET])
 def test_a_sampler_that_crashes_is_started_again(start: Start, sample: dict[str, Any]) -> None:
-    run = start(
-        {"sample.1.1": "crash", "train.1.1": "late"}, sample={**sample, "essential": False, "max_restarts": 1}
-    )
+    run = start({"sample.1.1": "crash", "train.1.1": "late"}, sample={**sample, "essential": False, "max_restarts": 1})
     assert run.ended("rl").state is State.COMPLETED
     assert run.metrics["start"] == 2
     assert len(run.began("train")) == 2

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from launcher.plan import Environment, Estimate, Plan, Resources, Stage, from_json
+from launcher.plan import Environment, Estimate, Group, Plan, Resources, Stage, from_json
 
 pytestmark = pytest.mark.unit
 
@@ -73,3 +74,15 @@ def test_a_stage_by_name() -> None:
 
 def test_ranks() -> None:
     assert plan().stage("train").resources.world_size == 8
+
+
+def test_groups_of_a_stage() -> None:
+    """They are read back; a stage without groups says nothing of them, as plans before there were groups."""
+    train = plan().stage("train")
+    group = Group("sample", "sample", train.resources, train.environment, {"n": 1}, 2, essential=False, max_restarts=3)
+    grouped = replace(plan(), stages=(replace(train, groups=(replace(group, name="train"), group), het=True),))
+    assert from_json(grouped.to_json()) == grouped
+    assert grouped.stage("train").group("sample") == group
+    with pytest.raises(KeyError):
+        grouped.stage("train").group("learn")
+    assert not {"groups", "het"} & json.loads(plan().to_json())["stages"][0].keys()
