@@ -13,20 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import Fault
+from launcher.lengths import LengthCount, Lengths
 from launcher.rows import BadFile, BadRow, Row, Shape, file_fault, items
 
 MOST_FAULTS = 20
 MOST_ALIKE = 3  # faults with the same reason; a file with the wrong columns is one mistake, not one a row
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Lengths of rows. A bucket (upper, count) counts the rows longer than half of `upper`, up to `upper`."""
-
-    smallest: int
-    largest: int
-    total: int
-    buckets: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ def check_files(
     alike: Counter[str] = Counter()
     bad_rows = too_long = 0
     seen = array("Q")
-    characters, tokens = _Lengths(), _Lengths()
+    characters, tokens = LengthCount(), LengthCount()
     whole = hashlib.sha256()
     for path in map(Path, paths):
         before = len(seen) + bad_rows
@@ -159,21 +150,3 @@ def _repeated(hashes: array[int]) -> int:
     """How many values equal an earlier one."""
     ordered = sorted(hashes)
     return sum(one == other for one, other in itertools.pairwise(ordered))
-
-
-class _Lengths:
-    """Collects lengths by powers of two."""
-
-    def __init__(self) -> None:
-        self._smallest = self._largest = self._total = 0
-        self._buckets: Counter[int] = Counter()
-
-    def add(self, length: int) -> None:
-        self._smallest = min(self._smallest, length) if self._buckets else length
-        self._largest = max(self._largest, length)
-        self._total += length
-        self._buckets[max(length - 1, 0).bit_length()] += 1
-
-    def result(self) -> Lengths:
-        buckets = tuple((1 << power, count) for power, count in sorted(self._buckets.items()))
-        return Lengths(self._smallest, self._largest, self._total, buckets)

@@ -9,7 +9,7 @@ that has groups):
     step             step, steps, loss, grad_norm, learning_rate, tokens_per_second, seconds
     progress         done, total, unit         anything that is not an optimizer step; a total of 0 is not known
     data             rows, samples, tokens, rows_cut, rows_left_out, left_out [ids], turns_rewritten,
-                     lengths {p50, ..., histogram}; when packed: packs, packing_efficiency (0 to 1)
+                     lengths (lengths.Lengths); when packed: packs, packing_efficiency (0 to 1)
     metric           name, value
     checkpoint       step, path, seconds
     ready            host, port                a server answered a real generation

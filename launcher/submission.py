@@ -49,6 +49,7 @@ _SNAPSHOT = (
     "record.py",
     "failures.py",
     "rows.py",
+    "lengths.py",
     "engines.py",
     "sweep.py",
     "submitit.py",  # only because submitit looks for its executors in jobs too

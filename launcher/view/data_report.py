@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launcher.dataset import DataReport, Lengths
+from launcher.dataset import DataReport
+from launcher.lengths import Lengths
 
 
 def show_report(split: str, report: DataReport, console: Console) -> None:
@@ -24,7 +25,9 @@ def show_report(split: str, report: DataReport, console: Console) -> None:
 def _show_lengths(lengths: Lengths, unit: str, console: Console) -> None:
     count = sum(rows for _, rows in lengths.buckets)
     mean = lengths.total / count if count else 0.0
+    half, *most_rows = (f"{percent} % up to {length}" for percent, length in lengths.percentiles)
     console.print(Text(f"  {unit}: {lengths.smallest} to {lengths.largest}, mean {mean:.0f}, {lengths.total} in all"))
+    console.print(Text(f"  of the rows {half}, {', '.join(most_rows)}"))
     most = max((rows for _, rows in lengths.buckets), default=0)
     width = max(10, min(50, console.width - 40))
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))

@@ -2,7 +2,7 @@
 
 They lie in `<runs folder>/.tokens/<key>`, where the key is a hash of all that decides about them: contents of the data
 files (or parameters of the generator), tokenizer, chat template, method and sequence length. Memory holds a few rows
-at a time, and four bytes for each row's length.
+at a time.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import os
 import shutil
 import sys
 import time
-from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import WorkerError
+from launcher.lengths import LengthCount
 from launcher.record import read_json, write_json
 from launcher.units import counted
 from launcher.work import once
@@ -56,14 +55,14 @@ class Cutter:
         self.tokenizer = tokenizer
         self.whole_texts = method == "cpt"
         self.sequence_length = sequence_length
-        self.lengths = array("I")  # tokens of each row before it is cut
+        self.lengths = LengthCount()  # tokens of each row before it is cut
         self.samples = self.tokens = self.cut = self.rewritten = 0
         self.left_out = 0
         self.named: list[str] = []  # the first rows that were left out
 
     def run(self, rows: Iterable[Problem]) -> Iterator[Sample]:
         for row, (tokens, trained, rewritten) in _with_rows(rows, self.tokenizer, self.whole_texts):
-            self.lengths.append(len(tokens))
+            self.lengths.add(len(tokens))
             self.rewritten += rewritten
             samples = self._pieces(row, tokens, trained)
             if not samples:
@@ -79,14 +78,14 @@ class Cutter:
     def facts(self) -> dict[str, Any]:
         """What was counted, JSON values."""
         return {
-            "rows": len(self.lengths),
+            "rows": self.lengths.rows,
             "samples": self.samples,
             "tokens": self.tokens,
             "rows_cut": self.cut,
             "rows_left_out": self.left_out,
             "left_out": self.named,
             "turns_rewritten": self.rewritten,
-            "lengths": length_facts(self.lengths),
+            "lengths": asdict(self.lengths.result()),
         }
 
     def _pieces(self, row: Problem, tokens: list[int], trained: list[bool]) -> list[Sample]:
@@ -159,22 +158,6 @@ def tokenizer_text(tokenizer: Any) -> str:
     return f"{backend.to_str() if backend is not None else ''}\n{tokenizer.eos_token_id}"
 
 
-def length_facts(lengths: Sequence[int]) -> dict[str, Any]:
-    """Percentiles, and a histogram: {upper: rows longer than half of `upper`, up to `upper`}."""
-    if not lengths:
-        return {}
-    ordered = sorted(lengths)
-    buckets = Counter(1 << max(length - 1, 0).bit_length() for length in ordered)
-    ranks = {f"p{percent}": ordered[(len(ordered) - 1) * percent // 100] for percent in (50, 90, 99)}
-    return {
-        "smallest": ordered[0],
-        **ranks,
-        "largest": ordered[-1],
-        "mean": sum(ordered) / len(ordered),
-        "histogram": {str(upper): count for upper, count in sorted(buckets.items())},
-    }
-
-
 def warnings(facts: Mapping[str, Any], sequence_length: int) -> Iterator[str]:
     """What of the data is not trained on, in words."""
     rows = counted(facts["rows"], "row")
@@ -206,7 +189,7 @@ def _write(context: Context, tokenizer: Any, folder: Path) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         writer.close()
     _refuse_nothing(cutter)
-    context.progress(len(cutter.lengths), len(cutter.lengths), "rows tokenised")
+    context.progress(cutter.lengths.rows, cutter.lengths.rows, "rows tokenised")
     write_json(folder / FACTS, {**cutter.facts(), "data_sha256": digest.hexdigest()})
 
 
@@ -217,7 +200,7 @@ def _watched(context: Context, rows: Iterable[Problem], digest: hashlib._Hash, c
         add_to(digest, row)
         if time.monotonic() - told > PROGRESS_SECONDS:
             context.raise_if_stopping()
-            context.progress(len(cutter.lengths), 0, "rows tokenised")
+            context.progress(cutter.lengths.rows, 0, "rows tokenised")
             told = time.monotonic()
         yield row
 
@@ -238,7 +221,7 @@ def _with_rows(rows: Iterable[Problem], tokenizer: Any, whole: bool) -> Iterator
 def _refuse_nothing(cutter: Cutter) -> None:
     if not cutter.samples:
         raise WorkerError(
-            f"none of {len(cutter.lengths)} rows has a token to learn within {cutter.sequence_length} tokens",
+            f"none of {cutter.lengths.rows} rows has a token to learn within {cutter.sequence_length} tokens",
             where="train.sequence_length",
             hint="raise sequence_length, or look at the data: swiftlaunch data",
         )

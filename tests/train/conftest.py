@@ -120,6 +120,27 @@ class Run:
             time.sleep(0.02)
 
 
+def finish_together(runs: list[Run], seconds: float = 600) -> None:
+    """Train several runs of as many ranks one after the other, in one process a rank; see several.py."""
+    ranks = runs[0].ranks
+    folder = runs[0].files.root
+    attempt = Attempt([], [folder / f"several-{rank}.log" for rank in range(ranks)])
+    for rank, log in enumerate(attempt.logs):
+        places = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NTASKS": str(ranks)}
+        common = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SWIFTLAUNCH_ATTEMPT": "1"}
+        with log.open("wb") as out:
+            attempt.processes.append(
+                subprocess.Popen(
+                    [train_python(), str(HERE / "several.py"), *(str(run.files.plan) for run in runs)],
+                    env={**os.environ, **common, **places},
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    codes = attempt.wait(seconds)
+    assert codes == [0] * ranks, attempt.text()
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a tiny random model: llama (tied embeddings), qwen3 (query and key norms) or moe (4 experts)."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import WorkerError
-from launcher.work.corpus import Cutter, length_facts, tokenise, warnings
+from launcher.work.corpus import Cutter, tokenise, warnings
 from launcher.work.data import Problem
 from launcher.work.tokens import CHUNK, encode
 
@@ -106,9 +106,3 @@ def test_texts_are_cut_into_pieces_without_loss() -> None:
 def test_nothing_to_learn_is_refused() -> None:
     with pytest.raises(WorkerError, match="none of 1 rows has a token to learn within 8 tokens"):
         tokenise([chat(USER)], Characters(), method="sft", sequence_length=8)
-
-
-def test_lengths_in_percentiles_and_a_histogram() -> None:
-    facts = length_facts([1, 2, 3, 4, 5, 100])
-    assert (facts["smallest"], facts["p50"], facts["p90"], facts["largest"]) == (1, 3, 5, 100)
-    assert facts["histogram"] == {"1": 1, "2": 1, "4": 2, "8": 1, "128": 1}
