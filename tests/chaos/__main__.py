@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -179,14 +180,16 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--faults", type=int, default=30)
-    parser.add_argument("--only", default="", help="faults whose name holds this text")
+    parser.add_argument("--only", default="", help="faults whose name this regular expression finds")
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # take the cluster down, too
     chance = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp(prefix="swiftlaunch-chaos-", dir="/tmp"))
     with small_disk(folder / "disk") as disk:
-        kinds = [fault for fault in FAULTS if options.only in fault.name and (disk or fault.strike is not full_disk)]
+        kinds = [
+            fault for fault in FAULTS if re.search(options.only, fault.name) and (disk or fault.strike is not full_disk)
+        ]
         if not disk:
             print("no full disk: only root may mount a small one", flush=True)
         print(f"seed {options.seed}, {options.faults} faults; to repeat: make chaos SEED={options.seed}", flush=True)

@@ -11,6 +11,7 @@ whose manifest verifies is the one that counts, so nothing has to point at it.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -57,11 +58,24 @@ class Checkpoints:
         self.save_optimizer = save_optimizer
 
     def save(self, progress: Progress) -> Path:
-        """Write, publish, and delete what is older than the newest `keep`."""
-        from megatron.core import dist_checkpointing
+        """Write, publish, and delete what is older than the newest `keep`.
 
+        Raises OSError where the disk is full, and takes away what was written by then: reports need room.
+        """
         final = self.folder / f"step-{progress.step:08d}"
         part = self.folder / f".{final.name}.part"
+        try:
+            self._save(progress, part, final)
+        except Exception as error:
+            shutil.rmtree(part, ignore_errors=True)
+            if plain := _in_plain_words(error, final):
+                raise plain from error
+            raise
+        return final
+
+    def _save(self, progress: Progress, part: Path, final: Path) -> None:
+        from megatron.core import dist_checkpointing
+
         if dist.get_rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             for stale in self.folder.glob(".*.part"):
@@ -92,7 +106,6 @@ class Checkpoints:
             for old in self._found()[: -self.keep]:
                 shutil.rmtree(old)
         dist.barrier()
-        return final
 
     def load(self) -> Progress | None:
         """Restore the newest checkpoint that verifies, warning of each that does not; None where there is none.
@@ -174,7 +187,21 @@ class Checkpoints:
         whole: dict[str, Any] = chunk.sharded_state_dict(metadata=dict(SHARDING))
         if self.model.bare is self.model.adapted:
             return whole
-        return {name: part for name, part in whole.items() if ".lora_" in name}
+        head = "output_layer.weight" if self.model.scores else ""
+        return {name: part for name, part in whole.items() if ".lora_" in name or name == head}
+
+
+def _in_plain_words(error: Exception, path: Path) -> Exception | None:
+    """What made a save fail, as an exception that tells whether another attempt can help; None where it tells itself.
+
+    Megatron-core turns what a rank's writing process saw into text, and gives that to the first rank alone.
+    """
+    if getattr(error, "failures", None) == {}:
+        return ConnectionError(f"another rank could not write its part of {path.name}")
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        if os.strerror(number) in str(error):
+            return OSError(number, os.strerror(number), str(path))
+    return None
 
 
 def _random_state() -> dict[str, Any]:
