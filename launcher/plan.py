@@ -118,7 +118,8 @@ class Stage:
     @property
     def table(self) -> str:
         """Its table under the recipe's [resources]."""
-        return "quantize" if self.name == "evaluate-quantized" else self.name
+        name = self.name.partition(".")[0]  # of an array of a sweep's points: "train.0"
+        return {"evaluate-quantized": "quantize", "select": "export"}.get(name, name)
 
     def group(self, name: str) -> Group:
         """The group of that name. Raises KeyError."""

@@ -9,7 +9,7 @@ import secrets as random_tokens
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from launcher.sites import Site, choose_site, lock_hashes
 from launcher.sweep import Sweep, array_name
 from launcher.units import counted
 
+MOST_FAULTS = 20  # of a sweep's points; the first ones are enough to go on with
 ARRAY_SIZE = 1001  # tasks of an array where Slurm's MaxArraySize is the default; `submit` asks for the real one
 
 
@@ -70,7 +71,7 @@ def prepare(
     planner = _Planner(loaded, choice.site, home, environ, "" if recipe_text else str(loaded.path.absolute()))
     run_id = run_id or new_run_id(loaded.recipe.name)
     if loaded.recipe.sweep is not None:
-        sweep = planner.sweep(loaded, run_id)
+        sweep = swept(loaded, planner.plan, run_id, choice.site)
         return arranged(Prepared(sweep.plan, {}, loaded.text, choice.site, choice.why, sweep), ARRAY_SIZE)
     plan = planner.plan(loaded, run_id)
     return Prepared(plan, render(plan, assets.folder("templates")), loaded.text, choice.site, choice.why)
@@ -122,34 +123,6 @@ class _Planner:
                 lock_hashes=self._lock_hashes,
             )
 
-    def sweep(self, loaded: LoadedRecipe, run_id: str) -> SweepPlan:
-        """The plans of a sweep. Raises InputError with the faults of all points, each fault once."""
-        plans: list[Plan] = []
-        faults: dict[Fault, list[LoadedRecipe]] = {}
-        for number, point in enumerate(loaded.points):
-            try:
-                plans.append(self.plan(point, f"{run_id}/{number}"))
-            except InputError as error:
-                for fault in error.faults:
-                    faults.setdefault(fault, []).append(point)
-        if faults:
-            raise InputError([_of_points(fault, found, len(loaded.points)) for fault, found in faults.items()])
-        warnings = []
-        if loaded.equal_points:
-            points = counted(loaded.equal_points, "point")
-            warnings.append(f"sweep: {points} left out, equal to another one")
-        with _at_lines(loaded):
-            return plan_sweep(
-                loaded.recipe,
-                plans,
-                [point.values for point in loaded.points],
-                run_id=run_id,
-                run_dir=str(Path(self._site.runs_dir) / run_id),
-                resolved=loaded.resolved,
-                site=self._site,
-                warnings=warnings,
-            )
-
     def _model(self, model: Model) -> FoundModel | InputError:
         if model not in self._models:
             try:
@@ -160,6 +133,39 @@ class _Planner:
             except InputError as error:
                 self._models[model] = error
         return self._models[model]
+
+
+def swept(loaded: LoadedRecipe, plan: Callable[[LoadedRecipe, str], Plan], run_id: str, site: Site) -> SweepPlan:
+    """The plans of a sweep; `plan` makes that of one point, given its recipe and its run id.
+
+    Raises InputError with the faults of all points, each fault once.
+    """
+    plans: list[Plan] = []
+    faults: dict[Fault, list[LoadedRecipe]] = {}
+    for number, point in enumerate(loaded.points):
+        try:
+            plans.append(plan(point, f"{run_id}/{number}"))
+        except InputError as error:
+            for fault in error.faults:
+                faults.setdefault(fault, []).append(point)
+    if faults:
+        told = [_of_points(fault, found, len(loaded.points)) for fault, found in faults.items()]
+        more = len(told) - MOST_FAULTS
+        raise InputError([*told[:MOST_FAULTS], *([Fault("sweep", f"and {more} more faults")] if more > 0 else [])])
+    warnings = []
+    if loaded.equal_points:
+        warnings.append(f"sweep: {counted(loaded.equal_points, 'point')} left out, equal to another one")
+    with _at_lines(loaded):
+        return plan_sweep(
+            loaded.recipe,
+            plans,
+            [point.values for point in loaded.points],
+            run_id=run_id,
+            run_dir=str(Path(site.runs_dir) / run_id),
+            resolved=loaded.resolved,
+            site=site,
+            warnings=warnings,
+        )
 
 
 def _of_points(fault: Fault, found: Sequence[LoadedRecipe], total: int) -> Fault:

@@ -82,6 +82,21 @@ def look(
     return Admission(tuple(faults), starts, policy.fair_share)
 
 
+def told_limits() -> tuple[bool, str]:
+    """Whether the limits that count at this site can be looked at before a submission, and what is known of them."""
+    config = rules.parse_config(_answer("scontrol", "show", "config"))
+    if not _enforced(config):
+        return True, "only those of partitions count here"
+    accounts = {one.account for one in _associations(config.get("ClusterName", ""), f"user={getpass.getuser()}")}
+    if not accounts:
+        return False, "accounts and QOS are limited here, but sacctmgr does not tell how"
+    return True, f"sacctmgr tells those of {', '.join(sorted(accounts))}"
+
+
+def _enforced(config: Mapping[str, str]) -> bool:
+    return bool(set(config.get("AccountingStorageEnforce", "").split(",")) & {"limits", "safe", "all"})
+
+
 def _outlooks(scripts: Mapping[str, str]) -> dict[str, Outlook]:
     """What `sbatch --test-only` says of each; scripts that ask for the same are one question."""
     scheduler = SlurmScheduler()
@@ -106,7 +121,7 @@ def _policy(stages: Sequence[Stage], pool: Executor) -> _Policy:
     default = pool.submit(_answer, "sacctmgr", "-nP", "show", "user", user, "format=DefaultAccount")
     associations: list[rules.Association] = []
     qos = None
-    if set(config.get("AccountingStorageEnforce", "").split(",")) & {"limits", "safe", "all"}:
+    if _enforced(config):
         asked_qos = pool.submit(_answer, "sacctmgr", "-nP", "show", "qos", f"format={rules.QOS_FIELDS}")
         cluster = config.get("ClusterName", "")
         associations = _associations(cluster, f"user={user}")

@@ -19,7 +19,8 @@ from launcher.errors import SwiftlaunchError
 from launcher.models import FoundModel, find_model
 from launcher.plan import Plan, from_json
 from launcher.planner import Identity, make_plan
-from launcher.recipe import load_recipe
+from launcher.prepare import sweep_scripts, swept
+from launcher.recipe import LoadedRecipe, load_recipe
 from launcher.render import render
 from launcher.sites import load_site
 from launcher.sites.site import ROLES
@@ -40,22 +41,31 @@ def make(recipe_name: str, site_name: str) -> tuple[Plan, dict[str, str]]:
     site = dataclasses.replace(site, path=f"{ROOT}/site/{site_name}.toml")
     wanted = loaded.recipe.model.name or loaded.recipe.model.path or ""
     found = find_model(wanted, Path("/nowhere"), Path("/nowhere"))
-    plan = make_plan(
-        loaded.recipe,
-        resolved=_moved(loaded.resolved),
-        site=site,
-        model=FoundModel(found.facts, Path(site.models_dir) / found.facts.name, "models_dir"),
-        data_hash="0" * 64,
-        data_faults=(),
-        identity=Identity(
-            run_id=f"{recipe_name}-20260101-000000-0000",
-            user="user",
-            git_sha="0" * 40,
-            recipe_path=f"{ROOT}/recipes/{recipe_name}.toml",
-            version="0.0.0",
-        ),
-        lock_hashes=dict.fromkeys(ROLES, "0" * 12),
-    )
+
+    def planned(recipe: LoadedRecipe, run_id: str) -> Plan:
+        return make_plan(
+            recipe.recipe,
+            resolved=_moved(recipe.resolved),
+            site=site,
+            model=FoundModel(found.facts, Path(site.models_dir) / found.facts.name, "models_dir"),
+            data_hash="0" * 64,
+            data_faults=(),
+            identity=Identity(
+                run_id=run_id,
+                user="user",
+                git_sha="0" * 40,
+                recipe_path=f"{ROOT}/recipes/{recipe_name}.toml",
+                version="0.0.0",
+            ),
+            lock_hashes=dict.fromkeys(ROLES, "0" * 12),
+        )
+
+    run_id = f"{recipe_name}-20260101-000000-0000"
+    if loaded.recipe.sweep is not None:
+        sweep = swept(loaded, planned, run_id, site)
+        placed, plans = sweep.placed(1001)
+        return sweep.plan, sweep_scripts(sweep, placed, plans)
+    plan = planned(loaded, run_id)
     return plan, render(plan, assets.folder("templates"))
 
 

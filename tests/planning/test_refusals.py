@@ -235,11 +235,6 @@ def test_memory_that_is_tight_is_a_warning(planned: Planned) -> None:
             GPUS,
             "train.layout.pipeline: 2 micro-batches a step leave some of 3 pipeline stages idle",
         ),
-        (
-            '[serve]\n[sweep]\nparameters = { "serve.max_new_tokens" = [1, 2] }',
-            LOCAL,
-            "sweep: parsed, not run by submit",
-        ),
     ],
 )
 def test_warned(planned: Planned, text: str, site: Site, start: str) -> None:
