@@ -16,6 +16,7 @@ if [ "${1:-}" = slurm ]; then
   need slurmdbd slurmdbd
   need mariadbd mariadb-server-core
   need mariadb mariadb-client-core
+  need modulecmd environment-modules
 fi
 [ "${#missing[@]}" -gt 0 ] || exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then

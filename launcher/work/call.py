@@ -96,8 +96,9 @@ class _Call:
         if seconds := self.context.options["checkpoint_minutes"] * 60:
             signal.signal(signal.SIGALRM, self._save_now)
             signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
-        if self.context.stop_requested:  # before the function was even loaded
-            raise _Stopped(signal.Signals(self.context.stop_signal).name)
+        early, self.context.stop_signal = self.context.stop_signal, 0
+        if early:  # while the function was loaded
+            self._stop(early, None)
 
     def _stop(self, number: int, frame: object) -> None:
         """Save, then leave the function. Other ranks work on until rank 0 has saved: it may be waiting for them."""

@@ -25,6 +25,10 @@ def wait(seconds: float) -> None:
     time.sleep(seconds)
 
 
+def variables(*names: str) -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in names}
+
+
 def where_am_i() -> dict[str, object]:
     place = submitit.JobEnvironment()
     return {

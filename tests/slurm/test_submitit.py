@@ -107,10 +107,10 @@ def test_preemption_without_grace_keeps_the_state(
 ) -> None:
     executor.update_parameters(nodes=4, cpus_per_task=8, swiftlaunch_partition="spare")
     job = executor.submit(functions.Counter(), str(tmp_path / "stop"))
-    until(lambda: "counting" in (job.stdout() or ""))
+    until(lambda: all("counting" in (job.task(rank).stdout() or "") for rank in range(4)))
     urgent = ("--partition=main", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     cluster.command("sbatch", *urgent)
-    until(lambda: "counting [None, '1']" in (job.stdout() or ""))
+    until(lambda: "counting [None, '1']" in (job.task(0).stdout() or ""))
     assert not job.done()
     (tmp_path / "stop").touch()
     assert job.results()[0] == [None, "1"]
