@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
 from launcher.errors import WorkerError
@@ -12,16 +9,9 @@ from launcher.work.corpus import Cutter, tokenise, warnings
 from launcher.work.data import Problem
 from launcher.work.tokens import CHUNK, encode
 
-pytestmark = pytest.mark.unit
+from .characters import END, TEMPLATE, Characters, learnt
 
-_spec = importlib.util.spec_from_file_location("characters", Path(__file__).parent / "characters.py")
-assert _spec is not None
-assert _spec.loader is not None
-characters = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(characters)
-Characters, learnt, TEMPLATE, END = (
-    characters.Characters, characters.learnt, characters.TEMPLATE, characters.END
-)  # fmt: skip
+pytestmark = pytest.mark.unit
 
 USER = {"role": "user", "content": "and?"}
 SAID = {"role": "assistant", "content": "one"}

@@ -1,0 +1,134 @@
+"""Packing and tokenisation of training data: `python -m tests.bench.data`, a part of `make bench`.
+
+Packing: how full rows are, over rows whose lengths are real: every documented function of the Python libraries that
+are installed here is one, its documentation the prompt and its source the answer. Tokenisation: rate and memory over
+a file of 1 GiB (--mib), in the train environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher.work import corpus
+from launcher.work.data import Problem, stream
+from launcher.work.packing import pack
+from launcher.work.samples import SampleWriter, StoredSamples
+
+SEQUENCE_LENGTHS = (1024, 2048, 4096, 8192, 32768)
+MOST_ROWS = 20_000
+GOAL = 0.98
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=1024, help="size of the file that is tokenised")
+    parser.add_argument("--model", help="folder of the model whose tokenizer counts")
+    arguments = parser.parse_args()
+    if arguments.model is None:  # outside the train environment: go there
+        import tests.conftest  # noqa: F401 - it names the environments
+
+        python, model = os.environ["SWIFTLAUNCH_TEST_TRAIN_PYTHON"], os.environ["SWIFTLAUNCH_TEST_MODEL"]
+        words = [python, "-m", "tests.bench.data", "--model", model, "--mib", str(arguments.mib)]
+        sys.exit(subprocess.run(words, check=False).returncode)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    rows = list(functions())
+    lengths = measure(rows, tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenise(rows, tokenizer, Path(folder), arguments.mib)
+    if min(efficiencies(lengths)) < GOAL:
+        sys.exit(f"packing fills less than {GOAL:.0%} of the slots")
+
+
+def functions() -> Iterator[Problem]:
+    """Functions with documentation: the standard library's, then those of the packages beside it."""
+    folders = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    found = 0
+    for path in random.Random(1).sample(files, len(files)):
+        try:
+            text = path.read_text(encoding="utf-8")
+            tree = ast.parse(text)
+        except (OSError, ValueError, SyntaxError, RecursionError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (words := ast.get_docstring(node)):
+                source = ast.get_source_segment(text, node)
+                if source:
+                    yield Problem(f"{path.name}:{node.lineno}", ({"role": "user", "content": words},), source)
+                    found += 1
+                    if found == MOST_ROWS:
+                        return
+
+
+def measure(rows: list[Problem], tokenizer: Any) -> list[int]:
+    """Tokens of each row, and their distribution."""
+    cutter = corpus.Cutter(tokenizer, method="sft", sequence_length=2**24)
+    lengths = [sample.length for sample in cutter.run(rows)]
+    found = cutter.lengths.result()
+    print(f"rows: {len(rows)} documented functions, {found.total} tokens, {found.smallest} to {found.largest}")
+    print("      " + ", ".join(f"{percent} % up to {length}" for percent, length in found.percentiles))
+    return lengths
+
+
+def efficiencies(lengths: list[int]) -> Iterator[float]:
+    """Share of slots that hold a token, for each sequence length; longer rows are cut to it."""
+    print("| sequence_length | rows | packed rows | slots filled | without packing | seconds |")
+    print("|---:|---:|---:|---:|---:|---:|")
+    for capacity in SEQUENCE_LENGTHS:
+        cut = [min(length, capacity) for length in lengths]
+        started = time.perf_counter()
+        packs = pack(cut, capacity, seed=1234)
+        seconds = time.perf_counter() - started
+        alone = sum(cut) / (len(cut) * capacity)
+        print(f"| {capacity} | {len(cut)} | {len(packs)} | {packs.efficiency:.2%} | {alone:.1%} | {seconds:.2f} |")
+        yield packs.efficiency
+
+
+def tokenise(rows: list[Problem], tokenizer: Any, folder: Path, mib: int) -> None:
+    """Write a file of these rows again and again and tokenise it as a training stage does."""
+    lines = [
+        json.dumps({"messages": row.conversation}, ensure_ascii=False).replace("\\n", f"\\n{number} ", 1)
+        for number, row in enumerate(rows)
+    ]
+    file = folder / "rows.jsonl"
+    with file.open("w", encoding="utf-8") as out:
+        while out.tell() < mib * 2**20:
+            out.writelines(line + "\n" for line in lines)
+    del lines, rows
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    started = time.perf_counter()
+    cutter = corpus.Cutter(tokenizer, method="sft", sequence_length=4096)
+    (folder / "samples").mkdir()
+    writer = SampleWriter(folder / "samples")
+    for sample in cutter.run(stream({"source": "files", "train": [str(file)], "evaluation": []}, "train")):
+        writer.add(sample)
+    writer.close()
+    seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    size = file.stat().st_size / 2**20
+    print(f"tokenised {size:.0f} MiB, {cutter.lengths.rows} rows, {writer.tokens} tokens in {seconds:.0f} s")
+    print(f"          {size / seconds:.1f} MiB/s, {writer.tokens / seconds:.0f} tokens/s, {os.cpu_count()} cores")
+    print(f"memory    {before:.0f} MiB before, {after:.0f} MiB at most while tokenising")
+    started = time.perf_counter()
+    packs = pack(StoredSamples(folder / "samples").lengths(), 4096, seed=1)
+    print(f"packed    {packs.efficiency:.2%} of the slots filled, in {time.perf_counter() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
