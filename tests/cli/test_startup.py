@@ -14,7 +14,7 @@ from launcher.rundir import RunDir
 
 pytestmark = pytest.mark.unit
 
-HEAVY = ("pydantic", "rich", "jinja2", "torch", "tomlkit", "launcher.recipe", "launcher.view")
+HEAVY = ("pydantic", "rich", "jinja2", "torch", "tomlkit", "launcher.recipe", "launcher.view", "submitit")
 AT_MOST = 8.0  # times the CPU seconds of `python -c pass`
 PROGRAM = "from launcher.cli import main; main()"  # what the installed script does
 SHOW_MODULES = """
