@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 ENGINES := train transformers gptq compressor vllm
 MODEL := smollm2-135m-instruct
 PYTEST := $(BIN)/python -m pytest
+TRL := $(HOME)/.cache/swiftlaunch/tests/trl-$(shell sha256sum tests/train/trl.txt | cut -c1-12)
 FAULTS ?= 30
 CLUSTER ?= /tmp/swiftlaunch-cluster-$(shell id -un)
 
@@ -33,9 +34,14 @@ types: $(STAMP)  ## what runs in jobs also for the oldest Python of containers
 fast: $(STAMP)  ## unit and golden tests; more at once than there are cores, since many wait for processes
 	$(PYTEST) -q -n 6 --dist worksteal -m "unit or golden"
 
-engines: $(STAMP)  ## the engines' environments and the demo model, kept under ~/.cache/swiftlaunch
+engines: $(STAMP) $(TRL)  ## the engines' environments and the demo model, kept under ~/.cache/swiftlaunch
 	$(BIN)/swiftlaunch env sync --site local $(ENGINES)
 	$(BIN)/swiftlaunch models fetch --site local $(MODEL)
+
+$(TRL): | $(STAMP)  ## what losses are compared with
+	rm -rf $@.part
+	$(BIN)/python -m pip install --quiet --no-deps --target $@.part -r tests/train/trl.txt
+	mv $@.part $@
 
 demo: $(STAMP)  ## the whole chain on this machine, no GPU needed
 	$(BIN)/swiftlaunch env sync --site local train transformers gptq

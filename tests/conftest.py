@@ -6,6 +6,7 @@ that the tests send to what they start are not ignored, as they would be under n
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from pathlib import Path
@@ -20,6 +21,9 @@ def _name_the_engines() -> None:
     for role in ROLES:
         if python := usable_python(site, role, shipped):
             os.environ.setdefault(f"SWIFTLAUNCH_TEST_{role.upper()}_PYTHON", python)
+    wanted = Path(__file__).with_name("train") / "trl.txt"
+    trl = Path.home() / ".cache/swiftlaunch/tests" / f"trl-{hashlib.sha256(wanted.read_bytes()).hexdigest()[:12]}"
+    os.environ.setdefault("SWIFTLAUNCH_TEST_TRL", str(trl))
     os.environ.setdefault("SWIFTLAUNCH_TEST_MODEL", str(Path(site.models_dir) / "smollm2-135m-instruct"))
 
 

@@ -17,7 +17,7 @@ from launcher.cli.messages import say
     metavar="METHOD",
     default="sft",
     show_default=True,
-    help="sft, cpt, dpo, kto, simpo, orpo or cpo.",
+    help="sft, cpt, dpo, kto, simpo, orpo, cpo or rm.",
 )
 def command(file: Path, method: str) -> None:
     """Write a commented recipe to start from.

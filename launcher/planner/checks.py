@@ -18,7 +18,7 @@ from launcher.topology import Layout, layout_faults
 # what of the recipe's choices has a worker
 _BUILT = {
     "engine": ("megatron",),
-    "method": ("cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo"),
+    "method": ("cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo", "rm"),
     "tuner": ("full", "lora", "rslora"),
     "optimizer": ("adamw", "adam"),
 }

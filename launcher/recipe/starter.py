@@ -13,7 +13,7 @@ from launcher.recipe.preference import DEFAULTS, FORMATS, Preference
 from launcher.recipe.sections import Data, Evaluate, Model, Quantize, Recipe, ResourceRequest, Serve
 from launcher.recipe.training import Checkpoint, Lora, Train, TrainLayout
 
-METHODS = ("sft", "cpt", "dpo", "kto", "simpo", "orpo", "cpo")
+METHODS = ("sft", "cpt", "dpo", "kto", "simpo", "orpo", "cpo", "rm")
 
 _COMMON_TRAIN = {
     "engine": "megatron",
@@ -51,9 +51,10 @@ def starter(method: str = "sft") -> str:
         "model": _table(Model, {"name": "qwen3-0.6b"}),
         "data": _table(Data, {**files, "format": FORMATS.get(method, "messages" if lora else "text")}),
         "train": table,
-        "evaluate": _table(Evaluate, {"baseline": True, "limit": 200}),
     }
-    if lora:
+    if method != "rm":  # which writes no answers
+        sections["evaluate"] = _table(Evaluate, {"baseline": True, "limit": 200})
+    if lora and method != "rm":
         sections["quantize"] = _table(Quantize, {"method": "fp8"})
         sections["serve"] = _table(Serve, {"engine": "auto"})
     resources = tomlkit.table(is_super_table=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from launcher.errors import WorkerError
 from launcher.work.context import Context
 
-METHODS = ("cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo")
+METHODS = ("cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo", "rm")
 TUNERS = ("full", "lora", "rslora")
 
 

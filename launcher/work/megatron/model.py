@@ -26,13 +26,15 @@ LINEAR_LAYERS = {
 class Model:
     """The model chunks of this rank: one, or several under virtual pipeline parallelism.
 
-    `chunks` are wrapped for training, `bare` are the GPTModels themselves (adapters inside).
+    `chunks` are wrapped for training, `bare` are the GPTModels themselves (adapters inside). With `scores` it ends in
+    a head of one row, which is trained whole in any case, instead of in logits.
     """
 
-    def __init__(self, config: Any, bare: list[Any], adapted: list[Any]) -> None:
+    def __init__(self, config: Any, bare: list[Any], adapted: list[Any], *, scores: bool = False) -> None:
         self.config = config
         self.bare = bare
         self.adapted = adapted  # PeftModels where there are adapters, else the same as bare
+        self.scores = scores
         self.chunks: list[Any] = []
 
     @property
@@ -46,8 +48,13 @@ def build(path: Path, train: Mapping[str, Any], layout: Layout) -> Model:
     from mcore_bridge import ModelConfig, get_mcore_model, hf_to_mcore_config
     from transformers import AutoConfig
 
-    settings = hf_to_mcore_config(AutoConfig.from_pretrained(path))
+    found = AutoConfig.from_pretrained(path)
+    settings = hf_to_mcore_config(found)
     settings.update(_settings(train, layout))
+    scores = train["method"] == "rm"
+    if scores:
+        _must_classify(found.model_type)
+        settings.update(task_type="seq_cls", num_labels=1, untie_embeddings_and_output_weights=True)
     try:
         config = ModelConfig(**settings)
     except (ValueError, AssertionError, TypeError) as error:
@@ -56,9 +63,11 @@ def build(path: Path, train: Mapping[str, Any], layout: Layout) -> Model:
     for chunk in bare:
         _mark_split_weights(chunk)
     config.bridge.load_weights(bare, str(path))
-    if train["tuner"] == "full":
-        return Model(config, bare, bare)
-    return Model(config, bare, [_adapt(chunk, train) for chunk in bare])
+    adapted = bare if train["tuner"] == "full" else [_adapt(chunk, train) for chunk in bare]
+    if scores:
+        for chunk in bare:
+            _initialise_head(chunk, seed=train["seed"], deviation=found.initializer_range)
+    return Model(config, bare, adapted, scores=scores)
 
 
 def frozen(path: Path, train: Mapping[str, Any], layout: Layout) -> list[Any]:
@@ -130,6 +139,31 @@ def _settings(train: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     elif recompute == "selective":
         settings.update(recompute_granularity="selective", recompute_modules=["core_attn"])
     return settings
+
+
+def _must_classify(model_type: str) -> None:
+    """A reward model is of use where transformers can load it."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+    if model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        raise WorkerError(
+            f"transformers has no sequence classification model of the type {model_type}",
+            where="train.method",
+            hint="choose another model for a reward model",
+        )
+
+
+def _initialise_head(chunk: Any, *, seed: int, deviation: float) -> None:
+    """Fill the row that makes a score of the last hidden state: the same values on every rank."""
+    if not chunk.post_process:
+        return
+    weight = chunk.output_layer.weight
+    digest = hashlib.sha256(f"{seed}:score".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    with torch.no_grad():
+        weight.copy_(torch.empty(weight.shape).normal_(0.0, deviation, generator=generator))
+    weight.requires_grad_(True)
+    weight.tensor_model_parallel = False  # whole on every tensor-parallel rank: its gradient's norm counts once
 
 
 def _mark_split_weights(chunk: Any) -> None:
