@@ -35,10 +35,17 @@ STAGES = ("baseline", "train", "export", "evaluate", "serve")
 FIVE_STAGES = GOOD.replace("limit = 2", "limit = 2\nbaseline = true").replace(
     '[quantize]\nmethod = "gptq"\ngroup_size = 32\n', ""
 )
+POINTS = 1000
+SWEEP = FIVE_STAGES.replace('[serve]\nprompt = "hello"\n', "") + (
+    f'[sweep]\nparameters."train.seed" = {list(range(POINTS))}\nconcurrency = 50\n'
+)
 PROGRAMS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo", "sacctmgr", "sshare")
 COUNTING = """\
 #!/bin/bash
-echo "${0##*/}" >>"$CALLS"
+case " $* " in
+*" --test-only "*) echo "${0##*/} --test-only" >>"$CALLS" ;;
+*) echo "${0##*/}" >>"$CALLS" ;;
+esac
 PATH=${PATH#*:} # without this folder
 exec "${0##*/}" "$@"
 """
@@ -88,7 +95,7 @@ class Bench:
             self.run(*words)
         finally:
             self.user.environ = plain
-        return Counter(self.calls.read_text().split())
+        return Counter(self.calls.read_text().splitlines())
 
     def measured(self, what: Callable[[], object]) -> Cost:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -175,6 +182,17 @@ class Bench:
         ]
         return rows
 
+    def sweep(self) -> list[Sequence[str]]:
+        """Calls for a sweep whose stages are arrays of a thousand points, all of them held."""
+        self.user.write(SWEEP)
+        calls = self.counted("submit", "recipe.toml", "--site", "./real.toml")
+        return [
+            _calls(f"`submit`, a sweep of {POINTS} points, four stages", calls),
+            _calls("`status` of it", self.counted("status", "latest")),
+            _calls("`sweep` of it, the leaderboard", self.counted("sweep", "latest")),
+            _calls("`cancel` of it", self.counted("cancel", "latest")),
+        ]
+
 
 def _row(what: str, cost: Cost, base: Cost) -> Sequence[str]:
     return (
@@ -220,7 +238,7 @@ def main(arguments: Sequence[str]) -> int:
         slurm = bench.cluster.command("sbatch", "--version").stdout.strip()
         submission = _table(times, bench.submission())
         start_up = _table(times, bench.start_up())
-        calls = _table(("what", "calls", "of which"), bench.many_jobs(options.runs))
+        calls = _table(("what", "calls", "of which"), [*bench.many_jobs(options.runs), *bench.sweep()])
     finally:
         bench.cluster.down()
         shutil.rmtree(folder)
