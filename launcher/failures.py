@@ -154,11 +154,11 @@ def first_failure(attempt: Path, stage: str) -> Failure | None:
     its own, whatever their clocks say.
     """
     found: list[tuple[bool, float, Failure]] = []
-    reported: dict[int, float] = {}
+    reported: set[int] = set()  # ranks that wrote a report, if only on another one
     for path in [*attempt.glob("fatal-*.json"), *attempt.glob("failure-*.json")]:
         if report := _report(path):
             failure, time = report
-            reported[failure.rank or 0] = time
+            reported.add(int(path.stem.rpartition("-")[2]))
             found.append((failure.kind == NETWORK, time, failure))
     for number, failure in enumerate(_killed(attempt)):
         if failure.rank is None or failure.rank not in reported:
@@ -197,7 +197,7 @@ def _killed(attempt: Path) -> list[Failure]:
             kind = OUT_OF_MEMORY
         elif "Bus error" in how or "SIGBUS" in how:
             kind = NODE
-        elif (attempt / f"stacks-{_first(tasks)}.txt").exists():
+        elif _text(attempt / f"stacks-{_first(tasks)}.txt"):
             kind = HANG
         found.append(Failure(kind, _in_words(kind, how), _first(tasks), node or "", _hint_of_killed(kind)))
     if not found and out_of_memory:

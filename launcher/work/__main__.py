@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
         versions=installed_versions() if context.is_main else {},
     )
     started = time.monotonic()
+    context.watchdog.start()
     try:
         importlib.import_module(f"launcher.work.{context.stage.worker}").run(context)
     except Requeue as stop:
@@ -43,6 +44,8 @@ def main(arguments: list[str]) -> int:
         return EXIT_REQUEUE
     except BaseException as error:
         return _failed(context, error)
+    finally:
+        context.watchdog.stop()
     context.event("attempt_ended", outcome="completed", exit_code=0, seconds=time.monotonic() - started)
     return 0
 

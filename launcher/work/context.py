@@ -16,9 +16,11 @@ from launcher.plan import Group, Plan, Stage
 from launcher.record import Recorder, read_json, write_json
 from launcher.rundir import RunDir
 from launcher.work.rendezvous import Expected, Member, Rendezvous
+from launcher.work.watchdog import Watchdog
 
 EXIT_REQUEUE = 75  # EX_TEMPFAIL: state is saved, run me again
 EXIT_FATAL = 78  # EX_CONFIG: another attempt would end the same way
+_MARGIN_SECONDS = 30.0  # between the end of a last save and the end of the job
 _NEAR_THE_END_SECONDS = 200  # USR2 comes 120 s before the time limit, up to 60 s earlier (render.SIGNAL_SECONDS)
 
 
@@ -48,6 +50,9 @@ class Context:
     start: int = 1  # how often this group was started in this attempt
     nodes: tuple[str, ...] = ()  # all nodes of the stage; empty where the job script does not say
 
+    def __post_init__(self) -> None:
+        self.watchdog = Watchdog(self)
+
     @property
     def options(self) -> dict[str, Any]:
         return self.stage.options
@@ -62,7 +67,8 @@ class Context:
         self.recorder.event(kind, time.time(), **fields)
 
     def progress(self, done: int, total: int, unit: str) -> None:
-        """Report work that is not optimizer steps: 12 of 64 "problems"."""
+        """Report work that is not optimizer steps: 12 of 64 "problems"; a total of 0 is not known."""
+        self.watchdog.beat(done, total)
         self.event("progress", done=done, total=total, unit=unit)
 
     def finish(self, *, metrics: Mapping[str, Any], artifacts: Mapping[str, Any] | None = None) -> None:
@@ -88,6 +94,11 @@ class Context:
         if result is None:
             raise FileNotFoundError(self.files.result(stage))
         return dict(result)
+
+    def time_is_up(self, *, step_seconds: float, save_seconds: float) -> bool:
+        """Whether the job ends before another step of that length could be done and saved."""
+        needed = step_seconds + save_seconds + _MARGIN_SECONDS
+        return self.end_time is not None and time.time() + needed > self.end_time
 
     def saved(self) -> None:
         """Say that what this attempt did is kept; attempts that keep nothing are bounded. Call it on any rank."""

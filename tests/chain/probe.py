@@ -18,7 +18,7 @@ from launcher.scheduler.base import Job
 from launcher.submission import _snapshot
 
 PROBE = """
-import os, signal, time
+import os, re, signal, time
 from launcher.errors import WorkerError
 from launcher.work.context import Requeue
 
@@ -44,6 +44,16 @@ def run(context):
     if act == "bus" and context.rank == context.world_size - 1:
         os.kill(os.getpid(), signal.SIGBUS)
     if act in ("sick", "bus"):
+        time.sleep(600)
+    if act in ("stall", "freeze", "grip"):
+        context.watchdog.expect_steps()
+        for step in range(8):
+            context.watchdog.beat(step, 100)
+            time.sleep(0.05)
+        if act == "freeze" and context.rank == context.world_size - 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if act == "grip" and context.rank == context.world_size - 1:
+            re.match("(a+)+$", "a" * 60 + "b")  # does not let go of the interpreter for years
         time.sleep(600)
     if act == "idle":
         raise Requeue("nothing was saved")

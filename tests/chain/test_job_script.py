@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.failures import HANG, first_failure
 from launcher.record import read_events
 from launcher.scheduler import Scheduler, default_state_dir, open_scheduler
 from launcher.scheduler.base import Machine
@@ -130,3 +131,27 @@ def test_stops_that_save_nothing_are_bounded(tmp_path: Path, scheduler: Schedule
     assert chain.ended("first").state is State.FAILED
     assert chain.attempts("first") == ["idle"] * 3
     assert chain.files.given_up("first").read_text() == "nothing new was saved in 3 attempts\n"
+
+
+@pytest.mark.parametrize("act", ["stall", "freeze", "grip"])
+def test_a_hang_is_found_and_told(tmp_path: Path, scheduler: Scheduler, act: str) -> None:
+    """Everybody waits; one rank is stopped, as by a debugger; one rank never lets go of the interpreter."""
+    limits = {"hang_factor": 2.0, "hang_floor_seconds": 1.0, "hang_start_seconds": 60.0}
+    acts = {"first": [act, "done"], "second": ["done"]}
+    chain = Chain(tmp_path / "run", scheduler, acts, tasks_per_node=2, **limits)
+    assert chain.ended("second").state is State.COMPLETED
+    assert chain.attempts("first") == [act, "done"]
+    failure = first_failure(chain.files.attempt("first", 1), "first")
+    assert failure is not None
+    assert failure.kind == HANG
+    assert "after step 7" in failure.error
+    stacks = [chain.files.stacks("first", 1, rank).read_text() for rank in (0, 1)]
+    assert "probe.py" in stacks[0]
+    if act == "stall":
+        assert "all ranks answer" in failure.error
+        assert "probe.py" in stacks[1]
+    else:
+        assert "rank 1 without an answer" in failure.error
+        assert failure.rank == 1
+        assert ("(stopped)" if act == "freeze" else "is in state R") in stacks[1]
+    assert not chain.files.stacks("first", 2, 0).exists()

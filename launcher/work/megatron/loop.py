@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.errors import WorkerError
+from launcher.record import read_events
 from launcher.work.context import Context, Requeue
 from launcher.work.megatron.batches import Batch, Stream
 from launcher.work.megatron.checkpoint import Checkpoints, Progress
@@ -18,6 +19,8 @@ from launcher.work.megatron.forward import forward_backward, reports_alone
 from launcher.work.megatron.model import Model
 from launcher.work.megatron.objective import NextToken, Preference
 from launcher.work.megatron.optimizer import set_rates
+
+_UNKNOWN_SAVE_SECONDS = 60.0  # until a checkpoint was written
 
 
 class Loop:
@@ -42,6 +45,7 @@ class Loop:
         self.batches, self.objective, self.checkpoints = batches, objective, checkpoints
         self.steps = steps
         self.every = int(self.train["checkpoint"]["every_steps"])
+        self.longest_step, self.longest_save = 0.0, _UNKNOWN_SAVE_SECONDS
         self.non_finite: list[str] = []  # ids of this rank's samples whose loss was not a number
         model.config.grad_scale_func = optimizer.scale_loss
         init_num_microbatches_calculator(
@@ -51,19 +55,24 @@ class Loop:
     def train_until_done(self, progress: Progress) -> Progress:
         """Train from `progress` to the last step. Raises Requeue after a stop, WorkerError for a loss of NaN."""
         board = self._tensorboard(progress.step)
-        saved = progress.step
+        saved = first = progress.step
+        self.longest_save = self._earlier_save()
+        self.context.watchdog.expect_steps()
         while progress.step < self.steps:
             started = time.monotonic()
             rate = set_rates(self.optimizer, self.train, progress.step, self.steps)
             figures, stop = self._forward_backward(progress.step)
             norm = self._update(progress.step)
             seconds = time.monotonic() - started
+            if progress.step > first:  # the first one also sets things up
+                self.longest_step = max(self.longest_step, seconds)
             tokens = sum(sample.length for sample in self.batches.of_step(progress.step))
             progress = Progress(
                 progress.step + 1, progress.tokens + tokens, progress.seconds + seconds, figures["loss"]
             )
             if self.context.is_main:
                 self._report(board, progress, figures, norm=norm, rate=rate, tokens=tokens, seconds=seconds)
+            self.context.watchdog.beat(progress.step, self.steps)
             if stop or progress.step % self.every == 0 or progress.step == self.steps:
                 self._save(progress)
                 saved = progress.step
@@ -93,7 +102,7 @@ class Loop:
         if reports_alone():
             for report in reports:
                 totals[:-1] += report.double().cpu()
-        totals[-1] = float(self.context.stop_requested)
+        totals[-1] = float(self.context.stop_requested or self._time_is_up())
         totals = totals.to("cuda")
         dist.all_reduce(totals)
         loss, divisor, *sums, stops = totals.tolist()
@@ -133,10 +142,27 @@ class Loop:
             hint="look at these samples; or lower learning_rate, or lengthen warmup_steps",
         )
 
+    def _time_is_up(self) -> bool:
+        """On the main rank: whether the job would end before one more step is done and saved."""
+        if not self.context.is_main:
+            return False
+        return self.context.time_is_up(step_seconds=self.longest_step, save_seconds=self.longest_save)
+
+    def _earlier_save(self) -> float:
+        """The longest save of earlier attempts, in seconds; without one a guess."""
+        if not self.context.is_main:
+            return 0.0
+        events = read_events(self.context.files.events, stage=self.context.stage.name, edge_bytes=64 * 1024)
+        saves = [float(event["seconds"]) for event in events if event["kind"] == "checkpoint"]
+        return max(saves, default=_UNKNOWN_SAVE_SECONDS)
+
     def _save(self, progress: Progress) -> None:
         started = time.monotonic()
-        path = self.checkpoints.save(progress)
+        with self.context.watchdog.unhurried():
+            path = self.checkpoints.save(progress)
         if self.context.is_main:
+            self.longest_save = max(self.longest_save, time.monotonic() - started)
+            self.context.saved()
             self.context.event("checkpoint", step=progress.step, path=str(path), seconds=time.monotonic() - started)
 
     def _tensorboard(self, step: int) -> Any:
