@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,14 @@ import torch
 from transformers import AutoTokenizer
 
 from launcher.errors import WorkerError
+from launcher.work.corpus import tokenise
 from launcher.work.data import Problem
 from launcher.work.megatron import process
-from launcher.work.megatron.batches import Batches, Sample, order, tokenise
+from launcher.work.megatron.batches import Batches, PackedBatches, order
 from launcher.work.megatron.model import target_layers
 from launcher.work.megatron.optimizer import learning_rate
+from launcher.work.packing import pack
+from launcher.work.samples import Sample
 
 TRAIN: dict[str, Any] = {"seed": 5, "global_batch_size": 8, "micro_batch_size": 2, "sequence_length": 16}
 
@@ -28,6 +32,9 @@ def main(model: str) -> None:
     epochs_are_permutations()
     replicas_share_one_global_batch()
     context_ranks_hold_balanced_chunks()
+    packed_rows_keep_samples_apart()
+    replicas_share_the_packs_of_a_step()
+    context_ranks_hold_a_part_of_every_sample()
     rates_follow_their_schedules()
     fused_layers_are_named_whole()
 
@@ -93,6 +100,72 @@ def context_ranks_hold_balanced_chunks() -> None:
         assert torch.equal(batch.labels, batch.tokens + 1)
         parts.append(batch.tokens[0].tolist())
     assert parts == [[0, 1, 2, 3, 12, 13, 14, 15], [4, 5, 6, 7, 8, 9, 10, 11]]
+
+
+def packed(lengths: list[int], **place: int) -> tuple[list[Sample], PackedBatches]:
+    """Samples of these lengths, packed into rows of 16 slots; tokens tell samples and places apart."""
+    samples = [
+        Sample(str(number), [100 * number + at for at in range(length + 1)], [at % 2 == 0 for at in range(length + 1)])
+        for number, length in enumerate(lengths, start=1)
+    ]
+    counts = array("I", lengths)
+    where = {"replica": 0, "replicas": 1, "context_rank": 0, "context_ranks": 1, "tensor_ranks": 1, **place}
+    batches = PackedBatches(samples, counts, pack(counts, 16, seed=1), TRAIN, padding=7, **where)
+    return samples, batches
+
+
+LENGTHS = [3, 9, 16, 5, 11, 2, 8, 8, 1, 14, 4, 6, 10, 12, 7, 15]
+
+
+def packed_rows_keep_samples_apart() -> None:
+    samples, batches = packed(LENGTHS)
+    assert (batches.sequence_length, batches.micro_batch_size) == (32, 1), "two packs of 16 behind each other"
+    seen: list[str] = []
+    for batch in batches.micro(0):
+        assert batch.tokens.shape == (1, 32)
+        bounds = batch.packed.cu_seqlens_q.tolist()
+        assert (bounds[0], bounds[-1], batch.packed.max_seqlen_q <= 32) == (0, 32, True)
+        for name, start, end in zip(batch.ids, bounds, bounds[1:], strict=False):
+            sample = samples[int(name) - 1]
+            assert batch.tokens[0, start:end].tolist() == sample.tokens[:-1]
+            assert batch.labels[0, start:end].tolist() == sample.tokens[1:]
+            assert batch.loss_mask[0, start:end].tolist() == [float(one) for one in sample.trained[1:]]
+            assert batch.positions[0, start:end].tolist() == list(range(sample.length))
+            seen.append(name)
+        left = sum(samples[int(name) - 1].length for name in batch.ids)
+        assert batch.loss_mask[0, left:].sum() == 0
+        assert batch.tokens[0, left:].tolist() == [7] * (32 - left)
+    assert len(seen) == len(set(seen)) == sum(len(row.samples) for row in batches.of_step(0))
+
+
+def replicas_share_the_packs_of_a_step() -> None:
+    for step in range(3):
+        whole = sorted(name for batch in packed(LENGTHS)[1].micro(step) for name in batch.ids)
+        parts = [
+            name
+            for replica in range(2)
+            for batch in packed(LENGTHS, replica=replica, replicas=2)[1].micro(step)
+            for name in batch.ids
+        ]
+        assert sorted(parts) == whole
+
+
+def context_ranks_hold_a_part_of_every_sample() -> None:
+    _, alone = packed(LENGTHS)
+    parts = [packed(LENGTHS, context_rank=rank, context_ranks=2, tensor_ranks=2)[1] for rank in range(2)]
+    assert parts[0].sequence_length % 4 == 0
+    for whole, *halves in zip(alone.micro(0), *(part.micro(0) for part in parts), strict=True):
+        assert all(half.ids == whole.ids for half in halves), "the same packs, whatever the layout"
+        assert all(end % 4 == 0 for end in halves[0].packed.cu_seqlens_q.tolist())
+        for name in ("tokens", "labels"):  # where the loss counts
+            mine = [
+                token
+                for half in halves
+                for token, counts in zip(getattr(half, name)[0].tolist(), half.loss_mask[0], strict=True)
+                if counts
+            ]
+            counted = getattr(whole, name)[0][whole.loss_mask[0] > 0].tolist()
+            assert sorted(mine) == sorted(counted)
 
 
 def rates_follow_their_schedules() -> None:

@@ -14,8 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher.plan import from_json
+from launcher.work.corpus import tokenise
 from launcher.work.data import problems
-from launcher.work.megatron.batches import Batches, tokenise
+from launcher.work.megatron.batches import Batches
 
 
 def main(plan_file: str, exported: str, step: str) -> None:

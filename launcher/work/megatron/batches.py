@@ -10,13 +10,9 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from launcher.work.corpus import tokenise
 from launcher.work.megatron.sequences import held_positions
 from launcher.work.packing import Packs
-from launcher.work.samples import Sample, SampleLike
-from launcher.work.tokens import tokens_of
-
-__all__ = ["Batch", "Batches", "PackedBatches", "Sample", "Stream", "order", "tokenise", "tokens_of"]
+from launcher.work.samples import SampleLike
 
 Item = TypeVar("Item")
 
