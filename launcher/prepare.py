@@ -26,7 +26,7 @@ from launcher.render import Place, render
 from launcher.rundir import RunDir
 from launcher.scheduler.process import run as run_process
 from launcher.sites import Site, choose_site, lock_hashes
-from launcher.sweep import Sweep, array_name
+from launcher.sweep import Sweep, array_name, sweep_above
 from launcher.units import counted
 
 MOST_FAULTS = 20  # of a sweep's points; the first ones are enough to go on with
@@ -203,6 +203,23 @@ def sweep_scripts(sweep: SweepPlan, placed: Sweep, plans: Sequence[Plan]) -> dic
     return scripts
 
 
+def as_submitted(prepared: Prepared) -> tuple[Plan, Mapping[str, str], dict[str, int]]:
+    """The plan with a stage for each script, the scripts, and how many jobs a stage is: in a sweep those are arrays."""
+    plan, sweep = prepared.plan, prepared.placed
+    if sweep is None:
+        return plan, prepared.scripts, {}
+    stages = [stage for stage in plan.stages if stage.name not in sweep.each]
+    tasks = {}
+    for points in sweep.arrays:
+        number, array = points[0].number, points[0].array
+        for stage in prepared.point_plans[number].stages:
+            if stage.name in sweep.each:
+                before = tuple(array_name(name, array) if name in sweep.each else name for name in stage.depends_on)
+                stages.append(replace(stage, name=array_name(stage.name, array), depends_on=before))
+                tasks[stages[-1].name] = len(points)
+    return replace(plan, stages=tuple(stages)), prepared.scripts, tasks
+
+
 def serve_again(prepared_from: Plan, site: Site, minutes: int, run_id: str = "") -> Prepared:
     """A new run of one stage: serve what an earlier run made, for `minutes`."""
     stage = next((stage for stage in prepared_from.stages if stage.worker == "serve"), None)
@@ -218,14 +235,16 @@ def serve_again(prepared_from: Plan, site: Site, minutes: int, run_id: str = "")
     need = replace(stage.resources, time_limit_minutes=max(stage.resources.time_limit_minutes, minutes + 15))
     name = f"{prepared_from.name}-serve"
     new_id = run_id or new_run_id(name)
+    folder = Path(prepared_from.run_dir)
+    home = sweep_above(folder) or RunDir(folder)
     plan = replace(
         prepared_from,
         run_id=new_id,
         name=name,
-        run_dir=str(Path(prepared_from.run_dir).parent / new_id),
+        run_dir=str(home.root.parent / new_id),
         stages=(replace(stage, depends_on=(), options=options, resources=need),),
     )
-    text = RunDir(Path(prepared_from.run_dir)).recipe.read_text(encoding="utf-8")
+    text = home.recipe.read_text(encoding="utf-8")
     return Prepared(plan, render(plan, assets.folder("templates")), text, site, f"the site of {prepared_from.run_id}")
 
 

@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from launcher import assets
@@ -25,7 +24,7 @@ from launcher.arrays import (
 )
 from launcher.errors import Fault, InputError, SchedulerError, SwiftlaunchError, UserError
 from launcher.plan import CALL, Plan, Stage, job_comment
-from launcher.prepare import Prepared, arranged
+from launcher.prepare import Prepared, arranged, as_submitted
 from launcher.record import read_json, write_json, write_text
 from launcher.registry import Registry, RunRow, registry_path
 from launcher.rundir import RunDir
@@ -75,7 +74,7 @@ def submit(
     values = _secret_values(plan, environ)
     _check_environments(prepared)
     if plan.scheduler == "slurm":
-        answer = _admitted(*_as_submitted(prepared))
+        answer = _admitted(*as_submitted(prepared))
         if on_admission is not None:
             on_admission(answer)
     scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir(), machine=_machine(prepared.site))
@@ -178,23 +177,6 @@ def cancel_without_folder(run: RunRow) -> list[str]:
     ids = [job.job_id for jobs in found.values() for job in jobs if not job.state.terminal]
     scheduler.cancel(ids)
     return ids
-
-
-def _as_submitted(prepared: Prepared) -> tuple[Plan, Mapping[str, str], dict[str, int]]:
-    """The plan with a stage for each script, the scripts, and how many jobs a stage is: a sweep has arrays."""
-    plan, sweep = prepared.plan, prepared.placed
-    if sweep is None:
-        return plan, prepared.scripts, {}
-    stages = [stage for stage in plan.stages if stage.name not in sweep.each]
-    tasks = {}
-    for points in sweep.arrays:
-        number, array = points[0].number, points[0].array
-        for stage in prepared.point_plans[number].stages:
-            if stage.name in sweep.each:
-                before = tuple(array_name(name, array) if name in sweep.each else name for name in stage.depends_on)
-                stages.append(replace(stage, name=array_name(stage.name, array), depends_on=before))
-                tasks[stages[-1].name] = len(points)
-    return replace(plan, stages=tuple(stages)), prepared.scripts, tasks
 
 
 def _admitted(

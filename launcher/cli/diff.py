@@ -93,8 +93,10 @@ def _of_run(run_dir: Path) -> dict[str, str]:
     from launcher.watch import load_plan
 
     plan = load_plan(run_dir)
-    files = RunDir(run_dir)
-    scripts = {stage.name: files.script(stage.name).read_text(encoding="utf-8") for stage in plan.stages}
+    order = [stage.name for stage in plan.stages]
+    names = sorted(path.stem for path in RunDir(run_dir).script("*").parent.glob("*.sh"))
+    names.sort(key=lambda name: order.index(name) if name in order else len(order))  # of a sweep: arrays last
+    scripts = {name: RunDir(run_dir).script(name).read_text(encoding="utf-8") for name in names}
     return comparable(plan, scripts)
 
 

@@ -32,7 +32,7 @@ def command(
     """Print a stage's log.
 
     Without STAGE: the stage that runs, or that failed, or the last one that has a log. Before the first rank has
-    started there is only the log of the job script, which --batch shows at any time.
+    started there is only the log of the job script, which --batch shows at any time. Of a sweep, RUN/7 is point 7.
 
     --follow merges the logs of all ranks and of the job script, each line with who wrote it ("rank 3 | ..."); without
     STAGE of all stages that run or come to run, until the run has ended. With --rank, --group or --batch it follows
@@ -48,7 +48,7 @@ def command(
     from launcher.view import logs
 
     plan = watch.load_plan(run.run_dir)
-    files = RunDir(run.run_dir)
+    files = _place(run, RunDir(run.run_dir), stage)
     out = sys.stdout.buffer
     interrupted = f"the run goes on; swiftlaunch status {run.run_id}"
     if follow and rank is None and not group and not batch:
@@ -57,6 +57,7 @@ def command(
         return
     # one that is named needs no scheduler
     name = logs.known_stage(plan, stage) if stage else _choose(plan, files)
+    files = _place(run, files, name)
     group = logs.known_group(plan, name, group)
     source = logs.Source(files, name, rank=rank or 0, attempt=attempt, batch=batch, group=group)
     if follow:
@@ -65,6 +66,21 @@ def command(
     else:
         say(f"==> {source.path()}")
         logs.copy(source.path(), out)
+
+
+def _place(run: RunRow, files: RunDir, stage: str) -> RunDir:
+    """Where a stage's logs are: in a sweep, of one that only the best point has, in that point's folder."""
+    from launcher.errors import UserError
+    from launcher.rundir import RunDir
+    from launcher.sweep import read_sweep
+
+    sweep = read_sweep(files)
+    if sweep and stage in sweep.each:
+        raise UserError(
+            f"every point has a stage {stage} with logs of its own",
+            hint=f"name the point: swiftlaunch logs {run.run_id}/0 {stage}",
+        )
+    return RunDir(files.best) if sweep and stage in sweep.best and files.best.exists() else files
 
 
 def _follow_all(plan: Plan, files: RunDir, stage: str, attempt: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -32,11 +33,16 @@ def command(recipe: Path, output: Path, overrides: tuple[str, ...], site_name: s
     """
     from launcher.record import write_text
     from launcher.rundir import RunDir
+    from launcher.sweep import point_files
 
     ready = prepared(recipe, overrides, site_name)
     files = RunDir(output)
     written = {files.plan: ready.plan.to_json()}
     written.update({files.script(stage): text for stage, text in ready.scripts.items()})
+    if ready.placed is not None:
+        written[files.sweep] = json.dumps(ready.placed.to_json(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        for point, plan in zip(ready.placed.points, ready.point_plans, strict=True):
+            written[point_files(files, point).plan] = plan.to_json()
     for path, text in written.items():
         write_text(path, text)
         click.echo(path)

@@ -32,6 +32,7 @@ def command(run: RunRow, minutes: int, site_name: str, follow: bool, as_json: bo
 
     The server is a run of its own, on the same site unless --site names another. Prints the new run's id.
     `swiftlaunch status` shows the address as soon as the server has answered, and `swiftlaunch cancel` ends it early.
+    Of a sweep, RUN/7 is what point 7 made, and RUN what the best one made.
 
     \b
     Example:
@@ -39,8 +40,12 @@ def command(run: RunRow, minutes: int, site_name: str, follow: bool, as_json: bo
     """
     from launcher import watch
     from launcher.prepare import serve_again
+    from launcher.rundir import RunDir
 
-    ready = serve_again(watch.load_plan(run.run_dir), chosen_site(site_name or run.site).site, minutes)
+    best = RunDir(run.run_dir).best  # of a sweep whose best point is chosen
+    ready = serve_again(
+        watch.load_plan(best if best.exists() else run.run_dir), chosen_site(site_name or run.site).site, minutes
+    )
     run_id = ready.plan.run_id
     then = f"`swiftlaunch status {run_id} --follow` shows the address; `swiftlaunch cancel {run_id}` ends it"
     return submit_prepared(ready, follow=follow, as_json=as_json, then=then)

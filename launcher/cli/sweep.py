@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.cli.messages import print_json, say
-from launcher.cli.parameters import json_option, run_argument
+from launcher.cli.parameters import json_option, part_of_run, run_argument
 from launcher.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,12 +38,13 @@ def command(run: RunRow, limit: int, plot: Path | None, as_json: bool) -> int:
     from launcher.sweep import read_sweep
     from launcher.view.sweep_table import leaderboard
 
-    files = RunDir(run.run_dir)
+    root, _ = part_of_run(run)
+    files = RunDir(root)
     sweep = read_sweep(files)
     if sweep is None:
         raise UserError(f"{run.run_id} is no sweep", hint="its recipe has no [sweep]")
-    status, points = watch.refresh_points(run.run_dir)
-    found = leaderboard(watch.load_plan(run.run_dir), sweep, files, points, status.state)
+    status, points = watch.refresh_points(root)
+    found = leaderboard(watch.load_plan(root), sweep, files, points, status.state)
     if plot is not None:
         from launcher.view.sweep_plot import sweep_svg
 

@@ -13,8 +13,9 @@ from launcher.plan import Plan, Stage
 from launcher.record import Event, read_events
 from launcher.rundir import RunDir
 from launcher.states import State
+from launcher.sweep import sweep_above
 from launcher.units import show_mib, show_seconds
-from launcher.view.follow import elapsed
+from launcher.view.follow import elapsed, show_counts
 from launcher.view.words import engine, run_state_text, state_text
 from launcher.watch import RunStatus, StageStatus
 
@@ -41,7 +42,7 @@ def details(plan: Plan, status: RunStatus) -> dict[str, Any]:
         "warnings": list(plan.warnings),
         "files": {
             "run": str(files.root),
-            "recipe": str(files.recipe),
+            "recipe": str((sweep_above(files.root) or files).recipe),
             "plan": str(files.plan),
             "events": str(files.events),
             "tensorboard": str(files.tensorboard) if files.tensorboard.is_dir() else None,
@@ -70,6 +71,7 @@ def _stage(stage: Stage, status: StageStatus, files: RunDir, started: Event | No
         "layout": stage.layout,
         "resources": asdict(stage.resources),
         "environment": asdict(stage.environment),
+        "points": status.points,
         "host": started.get("host", "") if started else "",
         "versions": started.get("versions", {}) if started else {},
         "metrics": status.result.get("metrics", {}) if status.result else {},
@@ -114,6 +116,7 @@ def _show_stage(stage: dict[str, Any], console: Console) -> None:
     )
     pairs = [
         ("job", f"{stage['job_id']}, attempt {stage['attempts']}" if stage["job_id"] else ""),
+        ("points", show_counts(stage["points"]) if stage["points"] else ""),
         ("error", stage["error"]),
         ("host", stage["host"]),
         ("engine", stage["engine"]),

@@ -46,6 +46,8 @@ def headline(worker: str, metrics: dict[str, Any]) -> str:
     if "size_mib_after" in metrics:
         bits = f" at {metrics['bits']} bit" if metrics.get("bits") else ""
         words.append(f"{show_mib(metrics.get('size_mib_before', 0))} -> {show_mib(metrics['size_mib_after'])}{bits}")
+    if worker == "choose":
+        words.append(f"point {metrics['point']} with {metrics['value']:.6g}, of {metrics['points']}")
     if worker == "serve" and "seconds_to_answer" in metrics:
         words.append(f"answered in {show_seconds(metrics['seconds_to_answer'])}")
     return ", ".join(words)

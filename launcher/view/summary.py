@@ -70,8 +70,12 @@ def _show_places(status: RunStatus, console: Console) -> None:
 def _show_next(status: RunStatus, plan: Plan, console: Console) -> None:
     commands: list[tuple[str, str]] = []
     for stage in status.stages:
+        if stage.points:
+            continue
         if stage.error or (stage.state.terminal and not stage.state.succeeded and stage.attempts):
             commands.append((f"see why {stage.name} ended", f"swiftlaunch logs {status.run_id} {stage.name}"))
+    if any(stage.points for stage in status.stages):
+        commands.append(("compare the points", f"swiftlaunch sweep {status.run_id}"))
     if not status.succeeded:
         commands.append(("go on from what is saved", f"swiftlaunch resume {status.run_id}"))
     elif any(stage.worker == "serve" for stage in plan.stages):
