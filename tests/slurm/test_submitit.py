@@ -117,10 +117,24 @@ def test_preemption_without_grace_keeps_the_state(
     assert "SIGTERM, state saved" in (job.stdout() or "")
 
 
+@pytest.fixture
+def at_its_limit(executor: submitit.AutoExecutor, cluster: Cluster) -> Callable[..., submitit.Job[Any]]:
+    """Submit a function to a job of three minutes: any of its time is near enough to its end."""
+
+    def submit(function: Callable[..., Any], *arguments: Any) -> submitit.Job[Any]:
+        executor.update_parameters(swiftlaunch_extra=["--hold"])
+        job = executor.submit(function, *arguments)
+        cluster.command("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=3")
+        cluster.command("scontrol", "release", job.job_id)
+        return job
+
+    return submit
+
+
 def test_the_time_limit_may_come_as_often_as_was_said(
-    executor: submitit.AutoExecutor, cluster: Cluster, tmp_path: Path
+    at_its_limit: Callable[..., submitit.Job[Any]], cluster: Cluster, tmp_path: Path
 ) -> None:
-    job = executor.submit(functions.Counter(), str(tmp_path / "stop"))
+    job = at_its_limit(functions.Counter(), str(tmp_path / "stop"))
     for history in ("[None]", "[None, '1']"):
         until(lambda history=history: f"counting {history}" in (job.stdout() or ""))  # type: ignore[misc]
         cluster.command("scancel", "--batch", "--signal=USR2", job.job_id)  # as Slurm does before the limit
@@ -130,9 +144,9 @@ def test_the_time_limit_may_come_as_often_as_was_said(
 
 
 def test_a_function_without_checkpoint_ends_at_its_time_limit(
-    executor: submitit.AutoExecutor, cluster: Cluster
+    at_its_limit: Callable[..., submitit.Job[Any]], cluster: Cluster
 ) -> None:
-    job = executor.submit(functions.wait, 600)
+    job = at_its_limit(functions.wait, 600)
     until(lambda: "waiting" in (job.stdout() or ""))
     cluster.command("scancel", "--batch", "--signal=USR2", job.job_id)
     with pytest.raises(submitit.core.utils.FailedJobError, match="it has no checkpoint"):
