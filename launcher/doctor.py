@@ -17,6 +17,7 @@ from launcher import assets, sites
 from launcher.errors import SwiftlaunchError
 from launcher.plan import Environment
 from launcher.scheduler import process
+from launcher.scheduler.admission import told_limits
 from launcher.sites import IMPORTS, Site, import_command, resolve_environment, usable_python
 from launcher.units import show_mib
 
@@ -101,6 +102,9 @@ def _slurm(site: Site) -> Iterator[Check]:
         yield Check("accounting", WARN, "sacct is missing or disabled", advice)
     else:
         yield Check("accounting", OK, f"sacct answers ({len(answer.splitlines())} jobs of today)")
+    told, found = told_limits()
+    advice = "" if told else "a job over a limit is taken and waits for ever: ask the centre for its limits"
+    yield Check("limits", OK if told else WARN, found, advice)
     there = set((_answer(["sinfo", "-h", "-o", "%R"]) or "").split())
     for partition in site.partitions:
         known = partition.name in there

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ TIME_EXTRA_MINUTES = 3  # the signal before the end of the time limit may come s
 LEAST_MINUTES = 10
 CPU_SHARE = 0.5  # fewer CPUs are proposed where less than this was used
 CPU_MARGIN = 1.25
+_KEYS = ("memory", "time_limit", "cpus_per_task")
 _A_DAY = 86400.0
 
 
@@ -46,7 +47,8 @@ class StageUse:
     peak_mib: float | None
     node_hours: float
     gpu_hours: float
-    propose: dict[str, str | int]  # key of the table -> value for next time
+    asked: dict[str, int]  # memory in MiB, time_limit in minutes, cpus_per_task
+    needs: dict[str, int]  # the same for next time, what is known of it
 
 
 def usage(plan: Plan, run_dir: Path) -> list[StageUse]:
@@ -93,34 +95,32 @@ def stage_use(stage: Stage, runs: Sequence[Use]) -> StageUse:
         peak_mib=max(peaks, default=None),
         node_hours=sum(run.seconds * run.nodes for run in runs) / 3600,
         gpu_hours=sum(run.seconds * run.gpus for run in runs) / 3600,
-        propose={},
+        asked={
+            "memory": stage.resources.memory_mib,
+            "time_limit": stage.resources.time_limit_minutes,
+            "cpus_per_task": stage.resources.cpus_per_task,
+        },
+        needs={},
     )
-    return StageUse(**{**vars(found), "propose": dict(_proposals(stage, found, runs))})
+    return replace(found, needs=dict(_needs(stage, found, runs)))
 
 
-def _proposals(stage: Stage, used: StageUse, runs: Sequence[Use]) -> Iterator[tuple[str, str | int]]:
-    """(key, value) of what to ask for next time, where it differs from what was asked for."""
+def _needs(stage: Stage, used: StageUse, runs: Sequence[Use]) -> Iterator[tuple[str, int]]:
+    """What to ask for next time, as far as it can be told: memory in MiB, time_limit in minutes, cpus_per_task."""
     need = stage.resources
-    memory = None
-    if used.state is State.OUT_OF_MEMORY:
-        memory = 1.5 * need.memory_mib
-    elif used.state.succeeded and used.peak_mib:
-        memory = MEMORY_MARGIN * used.peak_mib
-    if memory is not None and not need.whole_nodes and (gib := math.ceil(memory / 1024)) * 1024 != need.memory_mib:
-        yield "memory", f"{gib}G"
-    minutes = None
+    if used.state is State.OUT_OF_MEMORY and not need.whole_nodes:
+        yield "memory", 1024 * math.ceil(1.5 * need.memory_mib / 1024)
+    elif used.state.succeeded and used.peak_mib and not need.whole_nodes:
+        yield "memory", 1024 * math.ceil(MEMORY_MARGIN * used.peak_mib / 1024)
     if used.state is State.TIMEOUT:
-        minutes = 2 * need.time_limit_minutes
+        yield "time_limit", 2 * need.time_limit_minutes
     elif used.state.succeeded and stage.worker != "serve":  # a server runs for as long as it was told to
-        longest = _longest(runs)
-        minutes = max(LEAST_MINUTES, 5 * math.ceil((TIME_MARGIN * longest / 60 + TIME_EXTRA_MINUTES) / 5))
-    if minutes is not None and minutes != need.time_limit_minutes:
-        yield "time_limit", f"{minutes // 60}h" * bool(minutes // 60) + f"{minutes % 60}m" * bool(minutes % 60)
-    share = used.cpu_seconds / used.cpu_seconds_given if used.cpu_seconds and used.cpu_seconds_given else 1.0
-    if used.state.succeeded and share < CPU_SHARE and not need.gpus_per_node and need.cpus_per_task > 1:
-        cpus = math.ceil(need.cpus_per_task * share * CPU_MARGIN)
-        if cpus < need.cpus_per_task:
-            yield "cpus_per_task", cpus
+        minutes = TIME_MARGIN * _longest(runs) / 60 + TIME_EXTRA_MINUTES
+        yield "time_limit", max(LEAST_MINUTES, 5 * math.ceil(minutes / 5))
+    if used.state.succeeded and used.cpu_seconds and not need.gpus_per_node:
+        share = used.cpu_seconds / used.cpu_seconds_given
+        few = math.ceil(need.cpus_per_task * share * CPU_MARGIN)
+        yield "cpus_per_task", few if share < CPU_SHARE else need.cpus_per_task
 
 
 def _longest(runs: Sequence[Use]) -> float:
@@ -132,29 +132,31 @@ def _longest(runs: Sequence[Use]) -> float:
 
 
 def recipe_lines(stages: Sequence[StageUse]) -> list[str]:
-    """Lines for a recipe with what to ask for next time; stages that share a table get the larger value."""
-    tables: dict[str, dict[str, str | int]] = {}
-    for stage in stages:
-        table = tables.setdefault(stage.table, {})
-        for key, value in stage.propose.items():
-            table[key] = max(table.get(key, value), value, key=_size)
+    """Lines for a recipe with what to ask for next time.
+
+    Stages that share a table get the largest value, and none that is less than was asked for where it is not known
+    what one of them needs.
+    """
     lines: list[str] = []
-    for name, table in tables.items():
-        if table:
-            lines += [f"[resources.{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    for table in dict.fromkeys(stage.table for stage in stages):
+        sharing = [stage for stage in stages if stage.table == table]
+        found = []
+        for key in _KEYS:
+            known = [stage.needs[key] for stage in sharing if key in stage.needs]
+            asked = max(stage.asked[key] for stage in sharing)
+            most = max(known, default=asked)
+            if most > asked or (most < asked and len(known) == len(sharing)):
+                found.append(f"{key} = {_toml(key, most)}")
+        lines += [f"[resources.{table}]", *found] if found else []
     return lines
 
 
-def _size(value: str | int) -> float:
-    from launcher.units import parse_mib, parse_minutes
-
-    if isinstance(value, int):
-        return value
-    return parse_mib(value) if value.endswith("G") else parse_minutes(value)
-
-
-def _toml(value: str | int) -> str:
-    return str(value) if isinstance(value, int) else f'"{value}"'
+def _toml(key: str, value: int) -> str:
+    if key == "memory":
+        return f'"{value // 1024}G"'
+    if key == "time_limit":
+        return f'"{value // 60}h{value % 60}m"'.replace("h0m", "h") if value >= 60 else f'"{value}m"'
+    return str(value)
 
 
 def to_json(plan: Plan, stages: Sequence[StageUse]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ COMMANDS = {
     "status": "Show how a run stands, a line for each stage.",
     "show": "Show everything about a run.",
     "logs": "Print a stage's log.",
-    "usage": "Show what a run used of what it asked for, and what to ask for next time.",
+    "usage": "Show what a run used, and what to ask for next time.",
     "cancel": "Cancel a run, or the named stages of it.",
     "resume": "Submit again what has not succeeded and is not in the queue.",
     "resubmit": "Submit again what has failed, and only that.",

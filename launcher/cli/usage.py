@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 @run_argument
 @json_option
 def command(run: RunRow, as_json: bool) -> None:
-    """Show what a run used of what it asked for, and what to ask for next time.
+    """Show what a run used, and what to ask for next time.
 
-    Time, CPUs and memory of every stage, all its runs added up: requeued and resubmitted ones count too. Memory is per
-    node, the largest process times the tasks of a node. Below it stand lines for the recipe: a quarter more memory
-    than the peak, up to a whole GiB; half more time than it took and three minutes, up to five; fewer CPUs where less
-    than half were used and no GPU.
+    Time, CPUs and memory of every stage against what it asked for; requeued and resubmitted runs add up. Memory is
+    per node: the largest process times the tasks of a node. Below it stand lines for the recipe: a quarter more
+    memory than the peak, up to a whole GiB; half more time than it took and three minutes, up to five; fewer CPUs
+    where less than half were used and no GPU.
 
     \b
     Example:

@@ -36,7 +36,7 @@ def test_every_command_and_option_is_documented(context: click.Context) -> None:
 @pytest.mark.parametrize("context", ALL, ids=lambda context: context.command_path)
 def test_help_has_a_summary_and_an_example(context: click.Context) -> None:
     text = context.get_help()
-    assert "Example:" in text
+    assert "Example:" in text or "Examples:" in text
     assert f"  {context.command_path}" in text
     summary = (context.command.help or "").split("\n\n")[0]
     assert "\n" not in summary

@@ -134,7 +134,7 @@ def test_usage_adds_up_all_runs(with_limits: Cluster, tmp_path: Path) -> None:
     assert train["cut_seconds"] >= 2
     assert train["seconds"] > train["cut_seconds"]
     assert train["peak_mib"] is None or 10 < train["peak_mib"] < 2000
-    assert train["propose"]["time_limit"] == "10m"
+    assert train["needs"]["time_limit"] == 10
     assert "[resources.train]" in found["recipe"]
     shown = user.run("usage", "latest")
     assert "next time" in shown
@@ -162,7 +162,8 @@ def until(slurm: Scheduler, ids: list[str], wanted: list[State], seconds: float 
 def test_array_tasks_and_components_are_cancelled_alone(slurm: Scheduler, cluster: Cluster, tmp_path: Path) -> None:
     array = slurm.submit(script(tmp_path, "--hold"), array="0-3")
     slurm.cancel([f"{array}_1", f"{array}_2"])
-    wanted = [State.PENDING, State.CANCELLED, State.CANCELLED, State.PENDING]
+    # Slurm forgets at once what it cancels of an array that waits: no squeue and no sacct shows these two again
+    wanted = [State.PENDING, State.UNKNOWN, State.UNKNOWN, State.PENDING]
     assert until(slurm, [f"{array}_{task}" for task in range(4)], wanted)
     slurm.cancel([array])
     assert until(slurm, [array], [State.CANCELLED])
