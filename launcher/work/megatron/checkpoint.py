@@ -66,7 +66,7 @@ class Checkpoints:
         part = self.folder / f".{final.name}.part"
         try:
             self._save(progress, part, final)
-        except Exception as error:
+        except BaseException as error:  # torch's CheckpointException is no Exception
             shutil.rmtree(part, ignore_errors=True)
             if plain := _in_plain_words(error, final):
                 raise plain from error
@@ -191,7 +191,7 @@ class Checkpoints:
         return {name: part for name, part in whole.items() if ".lora_" in name or name == head}
 
 
-def _in_plain_words(error: Exception, path: Path) -> Exception | None:
+def _in_plain_words(error: BaseException, path: Path) -> Exception | None:
     """What made a save fail, as an exception that tells whether another attempt can help; None where it tells itself.
 
     Megatron-core turns what a rank's writing process saw into text, and gives that to the first rank alone.
