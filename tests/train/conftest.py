@@ -61,7 +61,8 @@ class Run:
     ranks: int
     attempts: list[Attempt] = field(default_factory=list)
 
-    def start(self, stage: str = "train") -> Attempt:
+    def start(self, stage: str = "train", *, end_time: float | None = None) -> Attempt:
+        """`end_time`: when the job would end, in Unix seconds."""
         number = len(self.attempts) + 1
         ranks = self.ranks if stage == "train" else 1
         folder = self.files.attempt(stage, number)
@@ -76,6 +77,7 @@ class Run:
                 "SLURM_PROCID": str(rank),
                 "SLURM_LOCALID": str(rank),
                 "SLURM_NTASKS": str(ranks),
+                **({"SLURM_JOB_END_TIME": str(int(end_time))} if end_time else {}),
             }
             with log.open("wb") as out:
                 attempt.processes.append(
