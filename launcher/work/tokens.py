@@ -95,6 +95,13 @@ def _chats(rows: Sequence[Problem], tokenizer: Any, whole: bool) -> Iterator[Enc
 def _written(row: Problem, tokenizer: Any, whole: bool) -> _Written:
     """The conversation as the template writes it, and where in it the assistant's turns are that count."""
     turns = row.conversation
+    for word, used in (("tools", row.tools), ("tool_calls", any("tool_calls" in turn for turn in turns))):
+        if used and word not in str(tokenizer.chat_template):
+            raise WorkerError(
+                f"row {row.id} has {word}, which the chat template does not write",
+                where="data",
+                hint='use a model or a template (model.chat_template = "FILE") made for tools',
+            )
     text = _templated(row, turns, tokenizer, prompt=False)
     if whole:
         return _Written(text, [(-1, len(text))])

@@ -34,6 +34,19 @@ def test_silent_turns_and_tools_do_not_count_and_calls_do() -> None:
     assert learnt(found.tokens, [True] * len(found.tokens)).startswith("[clock]<user>and?</><assistant>one</>")
 
 
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        ({"tools": ({"function": {"name": "clock"}},)}, "tools"),
+        ({"beside": {"tool_calls": [{"function": {"name": "clock"}}]}}, "tool_calls"),
+    ],
+)
+def test_tools_are_not_lost_without_a_word(more: dict[str, object], word: str) -> None:
+    plain = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}"
+    with pytest.raises(WorkerError, match=f"row r has {word}, which the chat template does not write"):
+        list(encode([chat(USER, **more)], Characters(plain)))
+
+
 def test_of_a_text_all_counts_and_its_end() -> None:
     (found,) = encode([Problem("t", (), "abc")], Characters(None))
     assert found.tokens == [*map(ord, "abc"), END]
