@@ -125,9 +125,8 @@ def test_who_never_comes_is_named(start: Start) -> None:
 
 def test_a_stop_reaches_all_groups_and_the_next_attempt_meets_anew(start: Start) -> None:
     run = start({"train.1.1": "wait"})
-    run.until(lambda: (run.files.events / "rl.1.train-0.jsonl").exists() and "exchanged" in events(run))
-    (batch,) = [pid for pid in os.listdir("/proc") if pid.isdigit() and is_batch_shell(pid, run)]
-    os.kill(int(batch), signal.SIGUSR2)
+    run.until(lambda: exchanged(run))
+    os.kill(batch_shell(run), signal.SIGUSR2)
     assert run.ended("rl").state is State.COMPLETED
     assert not run.files.crashed("rl", 1).exists()
     assert [e["outcome"] for name in ("train", "sample") for e in run.ended_with(name)] == ["requeued"] * 4
@@ -146,12 +145,19 @@ def test_a_group_that_does_not_listen_is_killed(start: Start, monkeypatch: pytes
     assert run.ended("rl").state is State.COMPLETED
 
 
-def events(run: Together) -> str:
-    return (run.files.events / "rl.1.train-0.jsonl").read_text()
+def exchanged(run: Together) -> bool:
+    """Whether train has had its answers; told with the act "wait"."""
+    path = run.files.events / "rl.1.train-0.jsonl"
+    return path.exists() and "exchanged" in path.read_text()
 
 
-def is_batch_shell(pid: str, run: Together) -> bool:
-    """The job script itself; the shells of its groups have become srun."""
+def batch_shell(run: Together) -> int:
+    """The process of the job script itself; the shells of its groups have become srun."""
+    (pid,) = [int(name) for name in os.listdir("/proc") if name.isdigit() and _is_batch_shell(name, run)]
+    return pid
+
+
+def _is_batch_shell(pid: str, run: Together) -> bool:
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         environ = Path(f"/proc/{pid}/environ").read_bytes()

@@ -11,7 +11,7 @@ import pytest
 from launcher.scheduler.base import Machine
 from launcher.scheduler.local import tree
 from launcher.scheduler.local.client import LocalScheduler
-from launcher.scheduler.local.srun import gpus_wanted, options, place, share_gpus
+from launcher.scheduler.local.placement import gpus_wanted, options, place, share_gpus
 from launcher.states import State
 
 from .conftest import Desk, until

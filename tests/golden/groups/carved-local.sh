@@ -87,7 +87,7 @@ while [ -z "$ended" ]; do
     echo "swiftlaunch: group ${names[group]} of $stage attempt $attempt ended with code $code" >&2
     if [[ $group -eq 0 || $failed -eq 1 && ${essential[group]} -eq 1 ]]; then
       ended=$group && break
-    elif [[ $failed -eq 0 || $code -eq 78 || ${starts[group]} -gt ${restarts[group]} ]] || compgen -G "$ranks/fatal-*" >&2; then
+    elif [[ $failed -eq 0 || $code -eq 75 || $code -eq 78 || ${starts[group]} -gt ${restarts[group]} ]] || compgen -G "$ranks/fatal-*" >&2; then
       echo "swiftlaunch: the others go on without group ${names[group]}" >&2
     else
       echo "swiftlaunch: group ${names[group]} is started again (${starts[group]} of ${restarts[group]})" >&2
