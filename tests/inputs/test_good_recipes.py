@@ -83,7 +83,10 @@ def test_the_resolved_recipe_is_a_recipe(path: Path, tmp_path: Path) -> None:
 def _toml(table: dict[str, Any], at: str = "") -> list[str]:
     """TOML of a table of JSON values; None is left out."""
     lines = [f"[{at}]"] if at else []
-    lines += [f"{k} = {json.dumps(v)}" for k, v in table.items() if v is not None and not isinstance(v, dict)]
+    # a key of a sweep has dots in its name
+    lines += [
+        f"{json.dumps(k)} = {json.dumps(v)}" for k, v in table.items() if v is not None and not isinstance(v, dict)
+    ]
     for key, value in table.items():
         if isinstance(value, dict):
             lines += _toml(value, f"{at}.{key}" if at else key)
