@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from launcher.errors import InputError
 from launcher.scheduler.local.hostlist import compress, expand
 from launcher.scheduler.local.names import fill
-from launcher.scheduler.local.script import parse_array, parse_dependencies, parse_script, parse_seconds, split
+from launcher.scheduler.local.script import (
+    comment_of,
+    parse_array,
+    parse_dependencies,
+    parse_script,
+    parse_seconds,
+    split,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -156,3 +163,9 @@ def test_file_name_patterns() -> None:
     values = {"j": 12, "t": 3, "x": "name"}
     assert fill("%x-%j-%4t-%%j-%q.log", values) == "name-12-0003-%j-%q.log"
     assert fill("a\\%j", values) == "a%j"
+
+
+def test_the_comment_of_a_script_that_only_slurm_can_run() -> None:
+    text = "#!/bin/bash\n#SBATCH --nodes=2 --comment='a b:c'\n#SBATCH hetjob\n#SBATCH --no-such=1\ntrue\n"
+    assert comment_of(text) == "a b:c"
+    assert comment_of("#!/bin/bash\necho --comment=x\n") == ""

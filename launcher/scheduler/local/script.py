@@ -97,6 +97,16 @@ def parse_script(text: str, *, where: str) -> Request:
     return _with_defaults(request, where)
 
 
+def comment_of(text: str) -> str:
+    """The --comment of a script, "" without one, whatever else it asks for: other options are not looked at."""
+    for line in text.split("\n"):
+        if line.startswith("#SBATCH"):
+            for word in split(line.removeprefix("#SBATCH")):
+                if word.startswith("--comment="):
+                    return word.removeprefix("--comment=")
+    return ""
+
+
 def split(line: str) -> list[str]:
     """The words of an #SBATCH line. Unlike in a shell, a backslash escapes in single quotes too but never a space, and
     an unquoted # starts a comment anywhere (seen with sbatch 22.05). Raises ValueError for an open quote."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from launcher.errors import SchedulerError, UserError
 from launcher.scheduler.base import Job, NotKept, Use, with_kind
-from launcher.scheduler.local.script import parse_script
+from launcher.scheduler.local.script import comment_of
 from launcher.scheduler.process import Finished
 from launcher.scheduler.slurm import ask
 from launcher.scheduler.slurm.text import (
@@ -115,7 +115,7 @@ class SlurmScheduler:
 
     def _submitted_after_all(self, script: Path, answer: Finished, begun: float) -> str:
         """The id of a job whose submission was not confirmed. `begun` is Unix seconds."""
-        comment = parse_script(script.read_text(encoding="utf-8"), where=str(script)).comment
+        comment = comment_of(script.read_text(encoding="utf-8"))
         earliest = begun - _CLOCK_SKEW_SECONDS
         deadline = time.monotonic() + _RECOVERY_SECONDS
         looks = 3  # a controller that answers again may still have the submission to do
