@@ -58,6 +58,8 @@ _SNAPSHOT = (
 # Every name that a stage can have.
 _STAGES = ("baseline", "train", "export", "evaluate", "quantize", "evaluate-quantized", "serve", SELECT, CALL)
 
+_A_DAY = 86400.0
+
 
 def submit(
     prepared: Prepared, *, environ: Mapping[str, str], on_admission: Callable[[Admission], None] | None = None
@@ -167,12 +169,15 @@ def _all_jobs(plan: Plan, stage: str, job_id: str, noted: Mapping[str, list[str]
 def cancel_without_folder(run: RunRow) -> list[str]:
     """Cancel the jobs of a run whose directory is gone, found by their comments; returns their ids."""
     scheduler = open_scheduler(run.scheduler, state_dir=default_state_dir())
-    found = scheduler.find_all([job_comment(run.run_id, stage) for stage in _STAGES])
+    since = run.submitted - _A_DAY
+    found = scheduler.find_all([job_comment(run.run_id, stage) for stage in _STAGES], since=since)
     number = 0  # of a sweep's arrays, whose number nobody knows any more
-    while any(
-        arrays := scheduler.find_all([job_comment(run.run_id, array_name(stage, number)) for stage in _STAGES]).values()
-    ):
-        found |= {f"{number} {index}": jobs for index, jobs in enumerate(arrays)}
+    while True:
+        comments = [job_comment(run.run_id, array_name(stage, number)) for stage in _STAGES]
+        arrays = scheduler.find_all(comments, since=since)
+        if not any(arrays.values()):
+            break
+        found |= arrays
         number += 1
     ids = [job.job_id for jobs in found.values() for job in jobs if not job.state.terminal]
     scheduler.cancel(ids)

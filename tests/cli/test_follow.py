@@ -121,6 +121,14 @@ def test_ctrl_c_leaves_the_run_alone(words: list[str], monkeypatch: pytest.Monke
     assert "Traceback" not in err
     time.sleep(1)
     assert json.loads(call("status", run_id, "--json").stdout)["state"] == "RUNNING"
+    program = [sys.executable, "-m", "launcher", "logs", run_id, "--follow"]
+    logs = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert logs.stdout is not None
+    assert {logs.stdout.readline(), logs.stdout.readline()} == {"train rank 0 | rank 0\n", "train rank 1 | rank 1\n"}
+    logs.send_signal(signal.SIGINT)
+    _, err = logs.communicate(timeout=30)
+    assert logs.returncode == 130
+    assert err.splitlines()[-1] == f"interrupted: the run goes on; swiftlaunch status {run_id}"
     cancelled = call("cancel", run_id)
     assert cancelled.returncode == 0
     assert len(cancelled.stdout.split()) >= 4
