@@ -127,6 +127,13 @@ def test_frozen_weights_have_neither_gradient_nor_optimizer() -> None:
     assert adapters.optimizer == trained * 8 / MIB
 
 
+def test_a_frozen_copy_is_the_weights_once_more() -> None:
+    alone = memory.train_memory(QWEN3, shape(Layout(), 1), gpu=True)
+    beside = memory.train_memory(QWEN3, shape(Layout(), 1, frozen_copy=True), gpu=True)
+    assert beside.weights == 2 * alone.weights
+    assert beside.total - alone.total == pytest.approx(QWEN3.parameters * 2 / MIB)
+
+
 def test_inference_by_hand() -> None:
     # fp32 on CPUs: 134 515 008 * 4; keys and values 8 * 100 * 2 * 30 * 192 * 4; logits 100 * 49152 * 12
     found = memory.inference_mib(SMOLLM2, width=4, batch_size=8, length=100, gpu=False)

@@ -33,7 +33,6 @@ def faults(planned: Planned, text: str, **changes: Any) -> list[Fault]:
         # not built
         (SFT + 'engine = "deepspeed"', GPUS, "train.engine", '"deepspeed" is not built yet'),
         (SFT + 'engine = "fsdp"', GPUS, "train.engine", '"fsdp" is not built yet'),
-        (SFT + 'method = "dpo"', GPUS, "train.method", '"dpo" is not built yet'),
         (SFT + 'method = "grpo"', GPUS, "train.method", '"grpo" is not built yet'),
         (SFT + 'tuner = "dora"', GPUS, "train.tuner", '"dora" is not built yet'),
         (SFT + 'tuner = "qlora"', GPUS, "train.tuner", '"qlora" is not built yet'),

@@ -145,8 +145,11 @@ def test_every_method_learns(trained: Callable[[str], dict[str, Run]], name: str
     run = trained("")[name]
     first, last = (run.steps()[step] for step in (1, 4))
     assert last["loss"] < first["loss"] - 0.01
-    margins = [step["rewards/chosen"] - step["rewards/rejected"] for step in (first, last)]
-    assert margins[1] > margins[0] + 0.002
+    if RUNS[name][1].get("sft_weight") == 1.0:  # the likelihood of the chosen answer outweighs the difference
+        assert last["logps/chosen"] > first["logps/chosen"] + 0.05
+    else:
+        margins = [step["rewards/chosen"] - step["rewards/rejected"] for step in (first, last)]
+        assert margins[1] > margins[0] + 0.01
     if RUNS[name][0] in ("dpo", "kto"):
         assert first["rewards/chosen"] == pytest.approx(0, abs=1e-5), "training starts at the reference"
 

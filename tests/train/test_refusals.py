@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
     ("settings", "where"),
     [
         ({"engine": "deepspeed", "method": "sft", "tuner": "lora"}, "train.engine"),
-        ({"engine": "megatron", "method": "dpo", "tuner": "lora"}, "train.method"),
+        ({"engine": "megatron", "method": "grpo", "tuner": "lora"}, "train.method"),
         ({"engine": "megatron", "method": "sft", "tuner": "dora"}, "train.tuner"),
     ],
 )
