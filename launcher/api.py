@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from launcher.registry import Registry, RunRow, registry_path
 from launcher.rundir import RunDir
 from launcher.scheduler import default_state_dir
 from launcher.states import State
+from launcher.sweep import Point, point_files, read_sweep, split_point, sweep_above
+from launcher.units import counted
 from launcher.view.logs import Source, known_stage
 from launcher.watch import RunStatus
 
@@ -103,17 +105,44 @@ class Run:
         """Cancel the run, or one stage and with it those that wait for it. Returns the ids of the jobs."""
         from launcher.submission import cancel
 
-        plan = self.plan
+        root, plan = self._whole
         wanted = [known_stage(plan, stage)] if stage is not None else [each.name for each in plan.stages]
-        active = watch.active_jobs(self.run_dir)
-        jobs = {name: job_id for name, job_id in active.items() if name.partition("/")[0] in wanted}
-        return cancel(self.run_dir, plan, jobs) if jobs else []
+        jobs = {
+            name: job_id
+            for name, job_id in watch.active_jobs(root).items()
+            if name.partition("/")[0] in wanted and name.endswith(self._point)
+        }
+        return cancel(root, plan, jobs) if jobs else []
 
     def resume(self) -> list[str]:
         """Submit again what has not succeeded and is not in the queue; the names of these stages."""
         from launcher.submission import resume
 
-        return resume(self.run_dir, self.plan, lambda: watch.active_jobs(self.run_dir))
+        root, plan = self._whole
+        only = [f"{stage.name}{self._point}" for stage in plan.stages] if self._point else None
+        return resume(root, plan, lambda: watch.active_jobs(root), only)
+
+    def points(self) -> list[Run]:
+        """The points of a sweep, or the functions of an array, each as a run; none of other runs."""
+        sweep = read_sweep(self._files)
+        return [self._of(point) for point in sweep.points] if sweep else []
+
+    def _of(self, point: Point) -> Run:
+        folder = point_files(self._files, point).root
+        return Run(replace(self._row, run_id=f"{self.run_id}/{point.number}", run_dir=folder))
+
+    @property
+    def _whole(self) -> tuple[Path, Plan]:
+        """Folder and plan of the run that has the jobs: of a point, those of its sweep."""
+        above = sweep_above(self.run_dir)
+        root = above.root if above else self.run_dir
+        return root, watch.load_plan(root)
+
+    @property
+    def _point(self) -> str:
+        """What the names of a point's stages end with in its sweep: "/7", "" for a whole run."""
+        number = split_point(self.run_id)[1]
+        return "" if number is None else f"/{number}"
 
     def _failed(self, status: RunStatus) -> RunFailed:
         bad = [stage for stage in status.stages if not stage.state.succeeded]
@@ -159,8 +188,18 @@ def submit(
 
 
 def open_run(run: str) -> Run:
-    """The run of that id, a unique start of one, a recipe's name (its newest run) or "latest". Raises UserError."""
-    return Run(_registry().find(run))
+    """The run of that id, a unique start of one, a recipe's name (its newest run) or "latest"; "RUN/7" is a point.
+
+    Raises UserError where there is none.
+    """
+    name, number = split_point(run)
+    found = Run(_registry().find(name))
+    if number is None:
+        return found
+    points = found.points()
+    if number >= len(points):
+        raise UserError(f"{found.run_id} has no point {number}", hint=f"it has {counted(len(points), 'point')}")
+    return points[number]
 
 
 def runs(limit: int = 20) -> list[Run]:

@@ -84,6 +84,15 @@ def test_an_array_is_one_run_and_one_failure_stays_alone(executor: submitit.Auto
     assert "three is not allowed" in str(jobs[3].exception())
     (run,) = launcher.runs()
     assert run.wait(timeout=30, poll=0.1).state == "FAILED"
+    assert [point.status().state for point in run.points()] == ["COMPLETED"] * 3 + ["FAILED", "COMPLETED"]
+    with pytest.raises(launcher.RunFailed, match="three is not allowed"):
+        run.points()[3].results()
+    assert launcher.open_run(f"{run.run_id}/4").results()["call"].metrics.keys() == {"seconds"}
+    with pytest.raises(UserError, match="has no point 5"):
+        launcher.open_run("latest/5")
+    assert run.points()[4].resume() == []
+    assert run.points()[3].resume() == ["call/3"]
+    assert run.points()[3].wait(timeout=60, poll=0.1).state == "FAILED"
     assert "--array" not in (run.run_dir / "scripts/call.0.sh").read_text()  # it stands on sbatch's command line
 
 
