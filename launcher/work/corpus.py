@@ -7,6 +7,7 @@ at a time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -122,7 +123,8 @@ def prepare(context: Context, tokenizer: Any, file_hashes: Mapping[str, str]) ->
     if context.is_main:
         who = {"run": context.plan.run_id, "attempt": context.attempt}
         once.make_once(folder, lambda part: _write(context, tokenizer, part), who=who, on_wait=wait)
-        os.utime(folder / FACTS)  # in use
+        with contextlib.suppress(PermissionError):  # a colleague's
+            os.utime(folder / FACTS)  # in use
         _make_room(folder.parent)
     else:
         once.wait_made(folder, on_wait=wait)
@@ -228,12 +230,16 @@ def _refuse_nothing(cutter: Cutter) -> None:
 
 
 def _make_room(cache: Path) -> None:
-    """Delete what no run has used for a long time."""
-    for facts in cache.glob(f"*/{FACTS}"):
+    """Delete what no run has used for a long time, and what makers left that were killed."""
+    for entry in cache.iterdir():
+        facts = entry / FACTS
         try:
-            old = time.time() - facts.stat().st_mtime > KEPT_DAYS * 86_400
+            unused = time.time() - (facts if facts.exists() else entry).stat().st_mtime
         except FileNotFoundError:
             continue
-        if old:
-            print(f"removing samples that were not used for {KEPT_DAYS} days: {facts.parent}", file=sys.stderr)
-            shutil.rmtree(facts.parent, ignore_errors=True)
+        if unused > KEPT_DAYS * 86_400:
+            print(f"removing what was not used for {KEPT_DAYS} days: {entry}", file=sys.stderr)
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)

@@ -40,7 +40,8 @@ def make_once(
                 _make(folder, part, make)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-                lock.unlink(missing_ok=True)
+                if _owner(lock).get("part") == part.name:  # else somebody took us for dead
+                    lock.unlink(missing_ok=True)
             return
         owner = _owner(lock)
         if owner.get("run") == who["run"] or watch.silent_seconds() > STALE_SECONDS:

@@ -95,6 +95,18 @@ def test_another_runs_maker_is_waited_for_until_it_is_silent(tmp_path: Path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
+def test_a_maker_taken_for_dead_spoils_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "key"
+
+    def slow(part: Path) -> None:
+        write(part)
+        lock_of(folder, run="other", host="n1", part=".key.n1-1.part")
+
+    once.make_once(folder, slow, who=ME, on_wait=nothing)
+    assert (folder / "file").read_text() == "whole"
+    assert (tmp_path / ".key.lock").exists(), "the other one's lock is the other one's"
+
+
 def test_those_who_wait_name_who_is_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(once, "LATE_SECONDS", 0.1)
     folder = tmp_path / "key"
