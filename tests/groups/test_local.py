@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from launcher.errors import UserError
 from launcher.scheduler import open_scheduler
 from launcher.scheduler.base import Machine
 from launcher.states import State
+from launcher.view.logs import Source, known_group
+from launcher.watch import failure_report
 from tests.groups.together import Together, group, site, staged
 
 pytestmark = pytest.mark.unit
@@ -48,6 +51,11 @@ def test_each_group_has_nodes_and_a_world_of_its_own(start: Start) -> None:
     for name, ranks in (("train", 4), ("sample", 2)):
         logs = run.files.ranks("rl", 1, name).glob("rank-*.log")
         assert sorted(path.name for path in logs) == [f"rank-{rank}.log" for rank in range(ranks)]
+        chosen = known_group(run.plan, "rl", name)
+        assert Source(run.files, "rl", rank=1, group=chosen).path() == run.files.ranks("rl", 1, name) / "rank-1.log"
+    assert known_group(run.plan, "rl", "") == "train"
+    with pytest.raises(UserError, match="no group 'learn'"):
+        known_group(run.plan, "rl", "learn")
     assert [e["error"] for e in run.ended_with("sample")] == ["SIGUSR2", "SIGUSR2"]  # told when train was done
 
 
@@ -111,6 +119,7 @@ def test_a_fault_of_an_essential_group_is_not_tried_again(start: Start) -> None:
     run = start({"sample.1.1": "wrong", "train.1.1": "wait"})
     job = run.ended("rl")
     assert (job.state, job.exit_code) == (State.FAILED, 78)
+    assert "the layers do not divide" in failure_report(run.files, "rl", 1)["error"]  # of sample, which ended it
 
 
 def test_who_never_comes_is_named(start: Start) -> None:
