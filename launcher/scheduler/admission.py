@@ -118,7 +118,9 @@ def _policy(stages: Sequence[Stage], pool: Executor) -> _Policy:
     partitions = pool.submit(_answer, "scontrol", "show", "partition", "--oneliner")
     ranked = "multifactor" in config.get("PriorityType", "")
     share = pool.submit(_answer, "sshare", "-nP", "-U", "-o", rules.SHARE_FIELDS) if ranked else None
-    default = pool.submit(_answer, "sacctmgr", "-nP", "show", "user", user, "format=DefaultAccount")
+    default = None
+    if (ranked or _enforced(config)) and not all(stage.resources.account for stage in stages):
+        default = pool.submit(_answer, "sacctmgr", "-nP", "show", "user", user, "format=DefaultAccount")
     associations: list[rules.Association] = []
     qos = None
     if _enforced(config):
@@ -131,12 +133,13 @@ def _policy(stages: Sequence[Stage], pool: Executor) -> _Policy:
             associations += above
             accounts = {one.parent for one in above} - {one.account for one in associations if not one.user} - {""}
         qos = rules.parse_qos(asked_qos.result())
-    account = stages[0].resources.account or default.result().strip()
+    usual = default.result().strip() if default else ""
+    account = stages[0].resources.account or usual
     return _Policy(
         rules.parse_partitions(partitions.result()),
         associations,
         qos,
-        default.result().strip(),
+        usual,
         rules.fair_share(share.result(), user, account) if share else "",
     )
 
