@@ -60,6 +60,9 @@ chaos: $(STAMP)  ## training on a real cluster while things break; SEED=7 FAULTS
 bench: $(STAMP)  ## what a submission costs beside bare sbatch; writes docs/benchmarks.md
 	@tests/system-packages.sh slurm
 	$(BIN)/python -m tests.bench
+	$(BIN)/swiftlaunch env sync --site local train
+	$(BIN)/swiftlaunch models fetch --site local $(MODEL)
+	$(BIN)/python -m tests.bench.data  # packing and tokenisation of training data; prints its tables
 
 cluster:  ## a real Slurm cluster on this machine, to try things on
 	@tests/system-packages.sh slurm

@@ -28,7 +28,7 @@ from launcher.work.packing import pack
 from launcher.work.samples import SampleWriter, StoredSamples
 
 SEQUENCE_LENGTHS = (1024, 2048, 4096, 8192, 32768)
-MOST_ROWS = 20_000
+MOST_ROWS = 10_000
 GOAL = 0.98
 
 
@@ -45,6 +45,7 @@ def main() -> None:
         sys.exit(subprocess.run(words, check=False).returncode)
     from transformers import AutoTokenizer
 
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     rows = list(functions())
     lengths = measure(rows, tokenizer)
