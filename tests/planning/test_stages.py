@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from launcher.errors import InputError
 from launcher.plan import Plan, from_json
 from launcher.sites import Network, Price, Quirks, ResourceDefaults
 
@@ -191,7 +192,25 @@ def test_ways_of_a_site(planned: Planned) -> None:
     need = plan.stage("train").resources
     assert (need.gres, need.requeue, need.whole_nodes) == ("gpu:h100:8", False, True)
     assert need.extra == ("--mail-type=NONE",)
-    assert plan.stage("train").max_attempts == 1
+    resume = plan.stage("train").resume
+    assert (resume.mode, resume.continuations) == ("chain", 2)
+    assert plan.stage("train").max_attempts == 5
+
+
+def test_resume(planned: Planned) -> None:
+    plan = planned(DATA + TRAIN + '[resume]\nmode = "chain"\ncontinuations = 4\nhang_factor = 0', site=GPUS)
+    train = plan.stage("train")
+    assert (train.resume.mode, train.resume.continuations, train.resume.hang_factor) == ("chain", 4, 0.0)
+    assert not train.resources.requeue
+    assert planned(DATA + TRAIN, site=GPUS).stage("train").resume.continuations == 0
+
+
+def test_requeueing_where_the_site_refuses_it(planned: Planned) -> None:
+    site = dataclasses.replace(GPUS, quirks=Quirks(no_requeue=True))
+    with pytest.raises(InputError) as raised:
+        planned(DATA + TRAIN + '[resume]\nmode = "requeue"', site=site)
+    (fault,) = raised.value.faults
+    assert (fault.where, fault.hint) == ("resume.mode", 'use mode = "chain"')
 
 
 def test_attempts(planned: Planned) -> None:
