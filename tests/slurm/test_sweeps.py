@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from launcher.record import read_json
+from launcher.rundir import RunDir
+from launcher.sweep import read_arrays
+from tests.chain.conftest import GOOD
 from tests.chain.sweeps import Sweeper
 from tests.slurm.cluster import Cluster
+from tests.slurm.test_cut_submissions import CutUser
 
 pytestmark = pytest.mark.slurm
 
@@ -114,3 +118,50 @@ def test_a_thousand_points(user: Sweeper) -> None:
     assert len(ids) <= 5
     assert len(calls(user, "scancel")) == 1
     user.until(files.root.name, lambda found: found["points"]["train"] == {"CANCELLED": 1000})
+
+
+SWEPT = (
+    GOOD.replace('[serve]\nprompt = "hello"\n', "")
+    + """
+[sweep]
+parameters."train.learning_rate" = [1e-4, 2e-4]
+metric = "train.final_loss"
+"""
+)
+
+
+def arrays_in_the_queue(user: CutUser, run_id: str) -> dict[str, list[str]]:
+    """Stage and array -> its jobs that wait."""
+    answer = user.cluster.command("squeue", "-h", "-r", "--states=PENDING", "-o", "%k|%i")
+    found: dict[str, list[str]] = {}
+    for line in answer.stdout.splitlines():
+        comment, job_id = line.split("|")
+        if f":{run_id}:" in comment:
+            found.setdefault(comment.rpartition(":")[2], []).append(job_id)
+    return found
+
+
+def test_killed_between_the_arrays(cluster: Cluster, tmp_path: Path) -> None:
+    """Submitted again, every point has one task of each stage; none is there twice, none is missing."""
+    user = CutUser(tmp_path, cluster)
+    user.write(SWEPT)
+    submit = ("submit", "recipe.toml", "--site", "./real.toml")
+    user.cut("", *submit)
+    numbers = user.submissions()
+    whole = {name: len(ids) for name, ids in arrays_in_the_queue(user, user.run_id()).items()}
+    stages = ("train", "export", "evaluate", "quantize", "evaluate-quantized")
+    assert whole == {"baseline": 1, **{f"{stage}.0": 2 for stage in stages}}
+    user.run("cancel", user.run_id())
+    assert arrays_in_the_queue(user, user.run_id()) == {}
+    for moment in (f"before {numbers[1]}", f"after {numbers[1]}", f"after {numbers[3]}"):
+        user.forget()
+        user.cut(moment, *submit)
+        run_id = user.run_id()
+        user.run("submit", "--resume", run_id)
+        queued = arrays_in_the_queue(user, run_id)
+        assert {name: len(ids) for name, ids in queued.items()} == whole, moment
+        assert user.run("resume", run_id) == ""
+        noted = read_arrays(RunDir(user.root / "runs" / run_id))
+        tasks = {f"{job.job_id}_{task}" for job in noted for task in job.tasks}
+        assert tasks == {job_id for name, ids in queued.items() if "." in name for job_id in ids}
+        user.run("cancel", run_id)
