@@ -77,7 +77,8 @@ def plan_call(
         environment=environment,
         options=dict(options),
         max_attempts=1,  # a function that raises would raise again; preemption is no crash
-        resume=Resume(hang_factor=0.0),  # nobody knows how often a function says that it is alive
+        # nobody knows how often a function says that it is alive; no further jobs are submitted, since a job is one id
+        resume=Resume(mode="requeue" if resources.requeue else "chain", hang_factor=0.0),
     )
     return Plan(
         run_id=identity.run_id,
