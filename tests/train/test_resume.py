@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from collections.abc import Callable
@@ -13,14 +14,17 @@ import pytest
 pytestmark = pytest.mark.layout
 
 STEPS = 9
-LAYOUTS = [pytest.param({"pipeline": 2}, id="PP2"), pytest.param({}, id="DP2")]
+LAYOUTS = [
+    pytest.param({"layout": {"pipeline": 2}}, id="PP2"),
+    pytest.param({"layout": {}, "packing": True}, id="DP2-packed"),
+]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_killed_and_stopped_runs_end_bit_exact(new_run: Callable[..., Any], layout: dict[str, Any]) -> None:
+@pytest.mark.parametrize("way", LAYOUTS)
+def test_killed_and_stopped_runs_end_bit_exact(new_run: Callable[..., Any], way: dict[str, Any]) -> None:
     settings: dict[str, Any] = {
         "ranks": 2,
-        "layout": layout,
+        **way,
         "steps": STEPS,
         "checkpoint": {"every_steps": 2, "keep_last": 2, "save_optimizer": True},
         "lora": {"rank": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["all-linear"]},  # random states matter
@@ -35,7 +39,7 @@ def test_killed_and_stopped_runs_end_bit_exact(new_run: Callable[..., Any], layo
 
     attempt = run.start()
     run.wait_for_step(killed_after + 1, attempt)
-    attempt.processes[1].send_signal(signal.SIGUSR2)  # one rank alone: all must agree on the step
+    signal_tree(attempt.processes[1].pid, signal.SIGUSR2)  # one rank alone: all must agree on the step
     assert attempt.wait() == [75, 75], attempt.text()
 
     newest = checkpoints(run.files)[-1]
@@ -69,6 +73,16 @@ def test_full_training_in_bf16_resumes_bit_exact(new_run: Callable[..., Any]) ->
     run.finish()
     assert run.losses() == undisturbed.losses()
     assert adapter(run.files) == adapter(undisturbed.files)
+
+
+def signal_tree(pid: int, number: int) -> None:
+    """Signal a process and what it has started, as Slurm does with all processes of a step."""
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            found += map(int, children.read_text().split())
+    for each in found:
+        os.kill(each, number)
 
 
 def checkpoints(files: Any) -> list[Path]:

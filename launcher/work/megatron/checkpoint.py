@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import random
 import shutil
 import sys
@@ -56,6 +57,7 @@ class Checkpoints:
         self.data = data
         self.keep = keep
         self.save_optimizer = save_optimizer
+        _write_without_helper()
 
     def save(self, progress: Progress) -> Path:
         """Write, publish, and delete what is older than the newest `keep`.
@@ -189,6 +191,17 @@ class Checkpoints:
             return whole
         head = "output_layer.weight" if self.model.scores else ""
         return {name: part for name, part in whole.items() if ".lora_" in name or name == head}
+
+
+def _write_without_helper() -> None:
+    """Keep Megatron-core from starting a process that lives as long as the rank, to hold a queue of its writers.
+
+    Slurm signals every process of a step, before the time limit and at preemption. That one would end, and the save
+    that the signal asks for would fail. A save that is not asynchronous needs no queue beyond this process.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._results_queue = queue.Queue()
 
 
 def _in_plain_words(error: BaseException, path: Path) -> Exception | None:
