@@ -37,6 +37,7 @@ class Admission:
     faults: tuple[Fault, ...] = ()
     starts: tuple[tuple[str, float], ...] = ()  # stages that wait for no other: Unix seconds
     fair_share: str = ""
+    notes: tuple[str, ...] = ()
     trouble: str = ""
 
 
@@ -67,7 +68,12 @@ def look(
         with ThreadPoolExecutor(max_workers=4) as pool:
             asked = pool.submit(_outlooks, scripts)
             policy, outlooks = _policy(stages, pool), asked.result()
-        faults = [_refused(stage, outlooks[stage.name].refusal) for stage in stages if outlooks[stage.name].refusal]
+        doubtful, notes = _not_now(outlooks)
+        faults = [
+            _refused(stage, outlooks[stage.name].refusal)
+            for stage in stages
+            if outlooks[stage.name].refusal and stage.name not in doubtful
+        ]
         refused = {fault.where for fault in faults}
         faults += [fault for fault in _over_limits(stages, policy) if fault.where not in refused]
         adds = sum((tasks or {}).get(stage.name, 1) * (1 + stage.resume.continuations) for stage in stages)
@@ -79,7 +85,7 @@ def look(
         for stage in stages
         if not set(stage.depends_on) & scripts.keys() and (start := outlooks[stage.name].start) is not None
     )
-    return Admission(tuple(faults), starts, policy.fair_share)
+    return Admission(tuple(faults), starts, policy.fair_share, notes)
 
 
 def told_limits() -> tuple[bool, str]:
@@ -109,6 +115,21 @@ def _outlooks(scripts: Mapping[str, str]) -> dict[str, Outlook]:
             known[asks_for] = scheduler.test("\n".join(["#!/bin/bash", *lines, "true", ""]))
         found[name] = known[asks_for]
     return found
+
+
+def _not_now(outlooks: Mapping[str, Outlook]) -> tuple[set[str], tuple[str, ...]]:
+    """The stages that Slurm may only refuse because nodes are away, and a note on them.
+
+    --test-only calls a job impossible that would have to wait for nodes which are down or drained; sbatch takes it.
+    """
+    stages = {name for name, outlook in outlooks.items() if "node configuration" in outlook.refusal}
+    if not stages:
+        return set(), ()
+    away, nodes = rules.nodes_away(_answer("sinfo", "-h", "-N", "-o", "%N|%T"))
+    if not away:
+        return set(), ()
+    waits = f"{', '.join(sorted(stages))} cannot be placed now"
+    return stages, (f"{waits}: {away} of {nodes} nodes are down, drained or do not answer",)
 
 
 def _policy(stages: Sequence[Stage], pool: Executor) -> _Policy:

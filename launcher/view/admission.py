@@ -16,6 +16,8 @@ def show_admission(answer: Admission, console: Console) -> None:
     for fault in answer.faults:
         console.print(Text.assemble(("submit would refuse: ", "bold red"), f"{fault.where}: {fault.message}"))
         console.print(Text.assemble(("  hint: ", "bold cyan"), fault.hint))
+    for note in answer.notes:
+        console.print(Text.assemble(("note: ", "bold yellow"), note))
     by_time: dict[str, list[str]] = {}
     for stage, start in answer.starts:
         by_time.setdefault(soon(start), []).append(stage)

@@ -100,6 +100,16 @@ def test_a_refusal_of_slurm(commands: Path) -> None:
     assert "set resources.export.qos" in answer.faults[1].hint
 
 
+def test_nodes_that_are_away_are_no_refusal(commands: Path) -> None:
+    command(commands, "sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
+    command(commands, "sinfo", "printf 'n1|idle\\nn2|drained\\nn2|drained\\nn3|idle*\\n'")
+    answer = look(plan(), SCRIPTS)
+    assert answer.faults == ()
+    assert answer.notes == ("export, train cannot be placed now: 2 of 3 nodes are down, drained or do not answer",)
+    command(commands, "sinfo", "printf 'n1|idle\\nn2|mixed\\nn3|idle~\\n'")
+    assert len(look(plan(), SCRIPTS).faults) == 2
+
+
 def test_limits_that_do_not_count_are_not_asked_for(commands: Path) -> None:
     scontrol(commands, CONFIG.replace("associations,limits,qos", "none").replace("multifactor", "basic"))
     command(commands, "squeue", "exit 1")

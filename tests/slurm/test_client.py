@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import SchedulerError, UserError
-from launcher.scheduler import Scheduler
+from launcher.scheduler import Scheduler, open_scheduler
 from launcher.states import State
 from tests.slurm.cluster import Cluster
 
@@ -40,8 +40,9 @@ def test_find_sees_what_never_started(slurm: Scheduler, tmp_path: Path) -> None:
     ]
     slurm.cancel([held])
     assert slurm.find("never")[0].state is State.CANCELLED
+    another = open_scheduler("slurm", state_dir=Path("/nonexistent"))  # which has not just submitted it itself
     with pytest.raises(UserError, match="CANCELLED"):
-        slurm.submit(script(tmp_path), depends_on=[held])
+        another.submit(script(tmp_path), depends_on=[held])
     slurm.cancel([waiting])
     assert {job.state for job in slurm.find("never")} == {State.CANCELLED}
 

@@ -75,6 +75,19 @@ def test_a_partition_over_its_limit_is_refused(limited: Cluster, tmp_path: Path)
     assert "stage train: asks for 30 min 00 s; partition main gives a job 10 min 00 s" in said
 
 
+def test_nodes_that_are_away_are_waited_for(limited: Cluster, tmp_path: Path) -> None:
+    """In a maintenance --test-only calls every job impossible; sbatch takes it all the same."""
+    nodes = "nodename=node[1-4]"
+    limited.command("scontrol", "update", nodes, "state=drain", "reason=maintenance")
+    try:
+        user = ClusterUser(tmp_path, limited)
+        user.submit({})
+        assert "4 of 4 nodes are down, drained" in user.run("plan", *RECIPE)
+        user.run("cancel", "latest")
+    finally:
+        limited.command("scontrol", "update", nodes, "state=resume")
+
+
 def test_status_says_why_and_when(cluster: Cluster, tmp_path: Path) -> None:
     user = ClusterUser(tmp_path, cluster)
     files = user.submit({})

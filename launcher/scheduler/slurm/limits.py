@@ -19,6 +19,7 @@ ASSOCIATION_FIELDS = (
 QOS_FIELDS = "Name,Flags,MaxWall,MaxTRES,MaxTRESPU,GrpTRES,MinTRES,MaxSubmitPU,GrpSubmit"
 SHARE_FIELDS = "Account,User,NormShares,EffectvUsage,FairShare"
 
+_AWAY = re.compile(r"(?:down|drain|fail|maint|reboot|unk|inval|.*\*)", re.IGNORECASE)
 _THINGS = {"cpu": "CPU", "node": "node", "gres/gpu": "GPU", "mem": "memory", "billing": "billing unit"}
 
 
@@ -153,6 +154,15 @@ def parse_partitions(text: str) -> dict[str, Partition]:
                 qos="" if qos == "N/A" else qos,
             )
     return found
+
+
+def nodes_away(text: str) -> tuple[int, int]:
+    """How many nodes take no jobs now, and how many there are, from `sinfo -h -N -o "%N|%T"`.
+
+    A node of several partitions has several lines. A "*" behind its state: it does not answer.
+    """
+    states = dict(line.split("|", 1) for line in text.splitlines() if "|" in line)
+    return sum(bool(_AWAY.match(state)) for state in states.values()), len(states)
 
 
 def parse_tres(text: str) -> dict[str, int]:
