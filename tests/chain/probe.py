@@ -22,6 +22,11 @@ import os, re, signal, time
 from launcher.errors import WorkerError
 from launcher.work.context import Requeue
 
+OOM = (
+    "slurmstepd-node1: error: Detected 1 oom-kill event(s) in StepId=1.0. Some of your processes may have been killed "
+    "by the cgroup out-of-memory handler."
+)
+
 def run(context):
     acts = (context.files.stage(context.stage.name) / "acts").read_text().split()
     act = acts[min(context.attempt, len(acts)) - 1]
@@ -35,6 +40,11 @@ def run(context):
         raise Requeue("asked to stop")
     if act == "kill" and context.rank == context.world_size - 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    if act == "oom":  # as slurmstepd and the kernel do it, where memory is limited
+        if context.rank == context.world_size - 1:
+            print(OOM, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
     if act in ("kill", "hang"):
         time.sleep(600)
     if act == "memory":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher import assets
+from launcher.failures import first_failure
 from launcher.record import read_events
 from launcher.render import Place, render
 from launcher.scheduler import Scheduler
@@ -91,6 +92,26 @@ def test_too_little_memory_ends_the_chain(start: Start) -> None:
     assert "raise resources.first.memory" in report["hint"]
 
 
+def test_a_rank_that_was_killed_for_its_memory_ends_the_chain(start: Start) -> None:
+    chain = start({"first": ["oom", "done"]}, tasks_per_node=2)
+    assert chain.ended("first").state is State.FAILED
+    assert chain.attempts("first") == ["oom"]
+    assert chain.files.given_up("first").read_text() == "it ran out of memory\n"
+    failure = first_failure(chain.files.attempt("first", 1), "first")
+    assert failure is not None
+    assert (failure.kind, failure.rank) == ("out-of-memory", 1)
+
+
+def test_a_hang_is_a_crash(start: Start) -> None:
+    limits = {"hang_factor": 2.0, "hang_floor_seconds": 1.0}
+    chain = start({"first": ["freeze", "done"], "second": ["done"]}, nodes=2, **limits)
+    assert chain.ended("second").state is State.COMPLETED
+    assert chain.attempts("first") == ["freeze", "done"]
+    failure = first_failure(chain.files.attempt("first", 1), "first")
+    assert failure is not None
+    assert (failure.kind, failure.rank, failure.node) == ("hang", 1, "node2")
+
+
 def test_stops_that_save_nothing_are_bounded(start: Start) -> None:
     chain = start({"first": ["idle"], "second": ["done"]}, idle_attempts=2)
     assert chain.ended("first").state is State.FAILED
@@ -108,6 +129,22 @@ def test_a_preempted_rank_has_time_to_save(start: Start, cluster: Cluster) -> No
     assert chain.ended("second").state is State.COMPLETED
     assert chain.files.saved("first", 1).exists()
     assert not chain.files.crashed("first", 1).exists()
+
+
+def test_preemption_with_grace(start: Start, cluster: Cluster) -> None:
+    """TERM comes at the start of the grace time; the rank saves and the job goes back into the queue before its end."""
+    assert cluster.command("scontrol", "update", "partitionname=spare", "GraceTime=30").returncode == 0
+    try:
+        chain = start({"first": ["slow", "done"]}, nodes=4, cpus_per_task=8, partition="spare")
+        chain.until(lambda: chain.attempts("first") == ["slow"])
+        urgent = ("--partition=main", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        assert cluster.command("sbatch", *urgent).returncode == 0
+        assert chain.ended("first").state is State.COMPLETED
+        assert chain.attempts("first") == ["slow", "done"]
+        assert chain.files.saved("first", 1).exists()
+        assert not chain.files.crashed("first", 1).exists()
+    finally:
+        cluster.command("scontrol", "update", "partitionname=spare", "GraceTime=0")
 
 
 def test_only_the_failed_task_of_an_array_comes_back(tmp_path: Path, slurm: Scheduler, cluster: Cluster) -> None:
