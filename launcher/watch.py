@@ -327,7 +327,7 @@ def point_states(
             continue
         job = jobs.get(unit.name) or (Job("") if trouble else None)
         state = job.state if job else State.NOT_SUBMITTED
-        if state in (State.COMPLETED, State.UNKNOWN, State.RUNNING, *_FAILED, State.CANCELLED):
+        if state is not State.PENDING:  # that one has no result, or nobody would have submitted it
             vain = any(states[name][0] in (*_FAILED, State.CANCELLED) for name in unit.after if name in states)
             done = unit.files.result(unit.stage.name).exists()
             state, _ = _state(unit.files, unit.stage, job, done=done, waits_in_vain=vain)
