@@ -52,15 +52,19 @@ def allocate(request: Request, machine: Machine, running: Sequence[Row]) -> dict
     return None
 
 
-def depend(row: Row, parents: Mapping[str, Sequence[Row]]) -> str:
-    """Why a job still waits for others: "" when it does not, "Dependency", or NEVER when it can never start."""
-    verdicts = {_verdict(kind, row, parents[job_id]) for kind, job_id in row.request.dependencies}
+def depend(row: Row, parents: Mapping[str, Sequence[Row]], tasks: Mapping[tuple[str, int | None], Row]) -> str:
+    """Why a job still waits for others: "" when it does not, "Dependency", or NEVER when it can never start.
+
+    `parents` are the jobs of each id that it names, `tasks` the same by id and task.
+    """
+    verdicts = set()
+    for kind, job_id in row.request.dependencies:
+        own = tasks.get((job_id, row.task))
+        verdicts.add(_verdict(kind, parents[job_id] if kind != "aftercorr" else [own] if own else []))
     return NEVER if NEVER in verdicts else "Dependency" if "Dependency" in verdicts else ""
 
 
-def _verdict(kind: str, row: Row, parents: Sequence[Row]) -> str:
-    if kind == "aftercorr":
-        parents = [parent for parent in parents if parent.task == row.task]
+def _verdict(kind: str, parents: Sequence[Row]) -> str:
     states = [State(parent.state) for parent in parents]
     waiting = not all(state.terminal for state in states)
     failed = any(state.terminal and not state.succeeded for state in states)

@@ -150,10 +150,11 @@ class _Supervisor:
         if not pending:
             return False
         parents = self.table.by_ids([job_id for row in pending for _, job_id in row.request.dependencies])
+        tasks = {(job_id, parent.task): parent for job_id, rows in parents.items() for parent in rows}
         changed = False
         blocked = ""
         for row in pending:
-            reason = depend(row, parents)
+            reason = depend(row, parents, tasks)
             if reason == NEVER and row.request.kill_on_invalid_dep:
                 self.table.reject(row.id, NEVER)
                 self._forget(row)
