@@ -155,3 +155,13 @@ def test_a_hang_is_found_and_told(tmp_path: Path, scheduler: Scheduler, act: str
         assert failure.rank == 1
         assert ("(stopped)" if act == "freeze" else "is in state R") in stacks[1]
     assert not chain.files.stacks("first", 2, 0).exists()
+
+
+def test_a_hang_that_holds_the_interpreter_and_has_no_witness(tmp_path: Path, scheduler: Scheduler) -> None:
+    chain = Chain(tmp_path / "run", scheduler, {"first": ["grip", "done"]}, hang_factor=2.0, hang_floor_seconds=1.0)
+    assert chain.ended("first").state is State.COMPLETED
+    assert chain.attempts("first") == ["grip", "done"]
+    failure = first_failure(chain.files.attempt("first", 1), "first")
+    assert failure is not None
+    assert (failure.kind, failure.rank) == (HANG, 0)
+    assert "in match" in chain.files.stacks("first", 1, 0).read_text()

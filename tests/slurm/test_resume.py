@@ -200,6 +200,8 @@ def test_chain_instead_of_requeue(cluster: Cluster, tmp_path: Path) -> None:
     first, second = (e["host"] for e in read_events(files.events, stage="baseline") if e["kind"] == "attempt_started")
     assert first != second
     assert told["baseline"]["excluded"] == [first]
+    limits = [cluster.command("scontrol", "show", "job", each).stdout for each in (ids["baseline"][2], ids["train"][2])]
+    assert [" TimeLimit=00:01:00 " in limit for limit in limits] == [True, False]
     cluster.command("scancel", "--batch", "--signal=USR2", ids["train"][1])
     user.until(files, lambda states: states["evaluate"] == "COMPLETED", seconds=120)
     assert attempts(files, "train") == ["kill", "wait", "done"]
