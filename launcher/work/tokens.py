@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from launcher.errors import WorkerError
 from launcher.work.data import Problem, tools_of
 
+_LONG = {"verbose": False}  # rows may be longer than the model takes: they are cut afterwards
 CHUNK = 512  # rows that are tokenised together; the tokenizer's threads share them
 
 
@@ -60,7 +61,7 @@ def encode(rows: Iterable[Problem], tokenizer: Any, *, whole: bool = False) -> I
 def _texts(rows: Sequence[Problem], tokenizer: Any) -> Iterator[Encoded]:
     if not rows:
         return
-    for tokens in tokenizer([row.answer for row in rows], return_attention_mask=False)["input_ids"]:
+    for tokens in tokenizer([row.answer for row in rows], return_attention_mask=False, **_LONG)["input_ids"]:
         end = [] if tokenizer.eos_token_id in (None, *tokens[-1:]) else [tokenizer.eos_token_id]
         yield Encoded([*tokens, *end], [True] * (len(tokens) + len(end)))
 
@@ -80,6 +81,7 @@ def _chats(rows: Sequence[Problem], tokenizer: Any, whole: bool) -> Iterator[Enc
         add_special_tokens=False,  # the template has written them
         return_attention_mask=False,
         return_offsets_mapping=True,
+        **_LONG,
     )
     for (_, spans, rewritten), tokens, offsets in zip(
         written, found["input_ids"], found["offset_mapping"], strict=True
