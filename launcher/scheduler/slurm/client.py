@@ -122,7 +122,12 @@ class SlurmScheduler:
         while comment and looks and time.monotonic() < deadline:
             if ask.controller_answers():
                 with suppress(SchedulerError):  # it hangs again
-                    found = [job for job in self.find(comment, since=earliest) if (job.submitted or 0.0) > earliest]
+                    found = [
+                        job
+                        for job in self.find(comment, since=earliest)
+                        # of several with this comment, those that were confirmed are others
+                        if (job.submitted or 0.0) > earliest and job.job_id not in self._submitted
+                    ]
                     if found:
                         return found[-1].job_id
                     looks -= 1
