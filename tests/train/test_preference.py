@@ -51,7 +51,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 EVERY = ("TP2+SP", "VPP2", "CP2", "DP2")
 
 
-def sums(folder: Path, kind: str, count: int = 20) -> dict[str, Any]:
+def sums(folder: Path, kind: str, count: int) -> dict[str, Any]:
     """Files of pairs or verdicts about sums; answers differ in length and some pairs are longer than others."""
     rows: list[dict[str, Any]] = []
     for number in range(count):
@@ -66,9 +66,11 @@ def sums(folder: Path, kind: str, count: int = 20) -> dict[str, Any]:
     return {"source": "files", "train": [str(path)], "evaluation": [], "format": kind}
 
 
-def made(folder: Path, model: Path, name: str, ranks: int, layout: dict[str, Any], **train: Any) -> Run:
+def made(
+    folder: Path, model: Path, name: str, ranks: int, layout: dict[str, Any], *, rows: int = 20, **train: Any
+) -> Run:
     method, preference, more = RUNS[name]
-    data = sums(folder.parent, "kto" if method == "kto" else "preference")
+    data = sums(folder.parent, "kto" if method == "kto" else "preference", rows)
     settings = {
         "method": method, "preference": preference, "layout": layout, "steps": 4, "learning_rate": 1e-3,
         "sequence_length": 64, **more, **train,

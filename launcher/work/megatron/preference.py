@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.topology import Layout
+from launcher.work.context import Context
 from launcher.work.data import Problem
 from launcher.work.megatron.model import Model, frozen
 from launcher.work.megatron.objective import Preference
@@ -32,23 +33,24 @@ def pair_batches(
 
 
 def preference(
+    context: Context,
     model: Model,
     batches: PairBatches,
-    train: Mapping[str, Any],
     layout: Layout,
     *,
-    base: Path,
     data: str,
-    file: Path,
 ) -> Preference:
     """The objective, its reference made ready; to be called before a checkpoint is loaded.
 
-    `file` keeps log-probabilities that are computed once, `data` is the hash of the rows that they are of.
+    `data` is the hash of the rows. Raises Requeue where a stop comes while the reference is looked at.
     """
+    train = context.options["train"]
+    base = Path(context.options["model"]["path"])
     settings: Mapping[str, Any] = train["preference"]
     kind = settings.get("reference") or ""
     copy = frozen(base, train, layout) if kind == FROZEN_COPY else ()
     reference = Reference(model, batches, kind=kind, copy=copy)
     if kind == PRECOMPUTED:
-        reference.precompute(file, {"data": data})
+        file = context.files.reference(context.stage.name)
+        reference.precompute(context, file, {"data": data, "pairs": len(batches.samples)})
     return Preference(train["method"], settings, batches, reference)

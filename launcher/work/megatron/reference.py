@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.record import read_json, write_json
+from launcher.work.context import Context, Requeue
 from launcher.work.megatron.forward import (
     first_of_context,
     forward_backward,
@@ -39,30 +40,43 @@ class Reference:
         self.kl: Any = torch.zeros(())  # KTO's reference point of this step
         self._known: dict[int, tuple[float, float]] = {}  # by the pair's index
 
-    def precompute(self, file: Path, facts: Mapping[str, Any]) -> None:
-        """Take the log-probabilities from `file`, or, where it is not there or of other `facts`, write it.
+    def precompute(self, context: Context, file: Path, facts: Mapping[str, Any]) -> None:
+        """Read the log-probabilities from `file`, or find them and write it; facts say what they are of.
 
-        To be called before a checkpoint is loaded, while the model is the one that training starts from.
+        To be called before a checkpoint is loaded, while the model is the one that training starts from. Raises
+        Requeue after a stop, with what was found so far in the file.
         """
-        found = read_json(file)
-        if found is None or found["facts"] != dict(facts):
-            size = self.batches.global_batch_size
-            pairs = self.batches.samples
-            table = torch.zeros(len(pairs), 2, dtype=torch.float64)
-            for start in range(0, len(pairs), size):
-                # batches are full, as in training: the last one goes on with the first pairs, which are not new
-                part = [pairs[index % len(pairs)] for index in range(start, start + size)]
-                for index, values in self._log_probabilities(self.model.chunks, part).items():
-                    if start <= index and reports_alone() and first_of_context():
-                        table[index] = torch.tensor(values, dtype=torch.float64)
-            table = table.to("cuda")
-            dist.all_reduce(table)
-            found = {"facts": dict(facts), "log_probabilities": table.tolist()}
+        pairs, size = self.batches.samples, self.batches.global_batch_size
+        known = _kept(file, facts)
+        missing = len(known) < len(pairs)
+        stopped = False
+        while len(known) < len(pairs) and not stopped:
+            start = len(known)
+            # batches are full, as in training: the last one goes on with the first pairs, which are not new
+            part = [pairs[index % len(pairs)] for index in range(start, start + size)]
+            found = torch.zeros(min(size, len(pairs) - start), 2, dtype=torch.float64)
+            for index, values in self._log_probabilities(self.model.chunks, part).items():
+                if start <= index and reports_alone() and first_of_context():
+                    found[index - start] = torch.tensor(values, dtype=torch.float64)
+            stop = torch.tensor([float(context.stop_requested)], dtype=torch.float64)
+            together = torch.cat([found.flatten(), stop]).to("cuda")
+            dist.all_reduce(together)
+            *values, stops = together.tolist()
+            known += zip(values[::2], values[1::2], strict=True)
+            stopped = bool(stops)
+            if context.is_main:
+                context.progress(len(known), len(pairs), "pairs")
+            else:
+                context.watchdog.beat(len(known), len(pairs))
+        if missing:
             if dist.get_rank() == 0:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                write_json(file, found)
+                write_json(file, {"facts": dict(facts), "log_probabilities": known})
+                context.saved()
             dist.barrier()
-        self._known = {index: (one, two) for index, (one, two) in enumerate(found["log_probabilities"])}
+        if len(known) < len(pairs):
+            raise Requeue(f"stopped after {len(known)} of {len(pairs)} pairs of the reference")
+        self._known = dict(enumerate(known))
 
     def begin(self, pairs: Sequence[Pair]) -> None:
         """Get ready for a step of these pairs."""
@@ -124,3 +138,13 @@ class Reference:
         for chunk in self.model.adapted:
             stack.enter_context(chunk.disable_adapter())
         return stack
+
+
+def _kept(file: Path, facts: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """The first pairs' log-probabilities from the file, if it is of these facts. The same on every rank."""
+    kept: list[Any] = [None]
+    if dist.get_rank() == 0:
+        found = read_json(file)
+        kept = [found["log_probabilities"] if found and found["facts"] == dict(facts) else []]
+    dist.broadcast_object_list(kept, src=0)
+    return [(one, two) for one, two in kept[0]]

@@ -53,8 +53,7 @@ def run(context: Context) -> None:
     )
     objective: NextToken | Preference
     if isinstance(batches, PairBatches):
-        file = context.files.reference(context.stage.name)
-        objective = preference(model, batches, train, layout, base=base, data=fed.data_sha256, file=file)
+        objective = preference(context, model, batches, layout, data=fed.data_sha256)
     else:
         objective = NextToken(batches)
     progress = checkpoints.load() or Progress()
