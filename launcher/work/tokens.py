@@ -33,12 +33,6 @@ class _Written(NamedTuple):
     rewritten: int = 0
 
 
-def tokens_of(row: Problem, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """Tokens of one row and which of them count. Raises WorkerError as `encode` does."""
-    tokens, trained, _ = next(encode([row], tokenizer))
-    return tokens, trained
-
-
 def encode(rows: Iterable[Problem], tokenizer: Any, *, whole: bool = False) -> Iterator[Encoded]:
     """The rows' tokens, in order. Of a text all count, of a conversation the assistant's turns, or all with `whole`.
 

@@ -16,7 +16,7 @@ from launcher.errors import WorkerError
 from launcher.work.data import Problem
 from launcher.work.megatron.batches import Batch, Stream, order
 from launcher.work.samples import Sample
-from launcher.work.tokens import tokens_of
+from launcher.work.tokens import Encoded, encode
 
 SINGLE = ("kto",)  # methods that train the first sequence of a pair only
 
@@ -59,9 +59,11 @@ def tokenise_pairs(
     Raises WorkerError for rows of another kind than the method needs, and when nothing is left to train on.
     """
     pairs: list[Pair] = []
-    for row, other in zip(rows, _others(rows, method, seed), strict=True):
-        first = _sample(row, row.answer, tokenizer, sequence_length)
-        second = _sample(row, other, tokenizer, sequence_length)
+    others = _others(rows, method, seed)
+    firsts = encode(rows, tokenizer)
+    seconds = encode((replace(row, answer=other) for row, other in zip(rows, others, strict=True)), tokenizer)
+    for row, one, two in zip(rows, firsts, seconds, strict=True):
+        first, second = (_sample(row.id, found, sequence_length) for found in (one, two))
         if not any(first.trained[1:]) or not any(second.trained[1:]):
             continue
         if method == "rm":
@@ -125,9 +127,9 @@ def _others(rows: Sequence[Problem], method: str, seed: int) -> list[str]:
     return [rows[before[index]].answer for index in range(len(rows))]
 
 
-def _sample(row: Problem, answer: str, tokenizer: Any, sequence_length: int) -> Sample:
+def _sample(name: str, found: Encoded, sequence_length: int) -> Sample:
     """Prompt and answer; the answer alone counts, whatever the assistant said before."""
-    tokens, trained = tokens_of(replace(row, answer=answer), tokenizer)
+    tokens, trained = found.tokens, found.trained
     last = len(trained) - 1
     while last > 0 and not trained[last]:
         last -= 1
@@ -135,7 +137,7 @@ def _sample(row: Problem, answer: str, tokenizer: Any, sequence_length: int) -> 
     while start > 0 and trained[start - 1]:
         start -= 1
     trained = [start <= index <= last for index in range(len(tokens))]
-    return Sample(row.id, tokens[: sequence_length + 1], trained[: sequence_length + 1])
+    return Sample(name, tokens[: sequence_length + 1], trained[: sequence_length + 1])
 
 
 def _scored(sample: Sample, sequence_length: int, padding: int) -> Sample:
