@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import watch
+from launcher import standing, watch
 from launcher.errors import RunFailed, UserError, WaitTimeout
 from launcher.plan import Plan
 from launcher.registry import Registry, RunRow, registry_path
 from launcher.rundir import RunDir
 from launcher.scheduler import default_state_dir
+from launcher.standing import RunStatus
 from launcher.states import State
 from launcher.sweep import Point, point_files, read_sweep, split_point, sweep_above
 from launcher.units import counted
 from launcher.view.logs import Source, known_stage
-from launcher.watch import RunStatus
 
 POLL_SECONDS = {"local": 1.0, "slurm": 10.0}  # Slurm's controller serves a whole centre
 
@@ -148,7 +148,7 @@ class Run:
         bad = [stage for stage in status.stages if not stage.state.succeeded]
         # a stage that was cancelled because another failed is not the reason
         stage = next((stage for stage in bad if stage.state not in (State.CANCELLED, State.NOT_SUBMITTED)), bad[0])
-        report = watch.failure_report(self._files, stage.name, stage.attempts)
+        report = standing.failure_report(self._files, stage.name, stage.attempts)
         why = stage.error or stage.reason
         message = f"{stage.name} is {stage.state.value}" + (f": {why}" if why else "")
         return RunFailed(

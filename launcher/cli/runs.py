@@ -70,9 +70,10 @@ def _states(rows: Sequence[RunRow]) -> tuple[dict[str, str], str]:
     trouble = ""
     if asked:
         from launcher import watch
+        from launcher.standing import RunStatus
 
         for run_dir, found in watch.refresh_all(asked).items():
-            if isinstance(found, watch.RunStatus):
+            if isinstance(found, RunStatus):
                 states[asked[run_dir]] = found.state
                 trouble = trouble or found.trouble
             else:

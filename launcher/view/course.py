@@ -9,9 +9,9 @@ from pathlib import Path
 
 from launcher.record import Event, read_events
 from launcher.rundir import RunDir
+from launcher.standing import StageStatus
 from launcher.units import show_count
 from launcher.view.words import clock, sparkline
-from launcher.watch import StageStatus
 
 _MARKS = 30  # newest events that the rate is taken from
 

@@ -12,12 +12,12 @@ from rich.text import Text
 from launcher.plan import Plan, Stage
 from launcher.record import Event, read_events
 from launcher.rundir import RunDir
+from launcher.standing import RunStatus, StageStatus
 from launcher.states import State
 from launcher.sweep import sweep_above
 from launcher.units import show_mib, show_seconds
 from launcher.view.follow import elapsed, show_counts
 from launcher.view.words import engine, run_state_text, state_text
-from launcher.watch import RunStatus, StageStatus
 
 
 def details(plan: Plan, status: RunStatus) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from launcher.standing import RunStatus, StageStatus
 from launcher.states import State
 from launcher.units import show_seconds
 from launcher.view.course import Course, Courses
 from launcher.view.results import headline
 from launcher.view.words import clock, run_state_text, soon, state_text
-from launcher.watch import RunStatus, StageStatus
 
 QUIET_SECONDS = 10.0  # between two plain lines of one stage whose state stays the same
 WIDE = 100  # columns from which there is room for the course of the loss

@@ -12,8 +12,8 @@ from typing import BinaryIO
 from launcher.errors import UserError
 from launcher.plan import Plan
 from launcher.rundir import RunDir
+from launcher.standing import StageStatus
 from launcher.states import State
-from launcher.watch import StageStatus
 
 POLL_SECONDS = 0.5
 ASK_SECONDS = 5.0  # between two questions whether the stage has ended

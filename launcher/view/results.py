@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.plan import Plan, Stage
+from launcher.standing import RunStatus
 from launcher.units import counted, show_count, show_mib, show_seconds
-from launcher.watch import RunStatus
 
 BEFORE, AFTER, QUANTIZED = "before", "after", "quantized"
 

@@ -10,11 +10,11 @@ from rich.text import Text
 
 from launcher.plan import Plan
 from launcher.rundir import RunDir
+from launcher.standing import RunStatus, StageStatus
 from launcher.units import show_seconds
 from launcher.view.follow import note
 from launcher.view.results import AFTER, BEFORE, QUANTIZED, comparisons
 from launcher.view.words import run_state_text, state_text
-from launcher.watch import RunStatus, StageStatus
 
 
 def show_summary(status: RunStatus, plan: Plan, console: Console) -> None:

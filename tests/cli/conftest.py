@@ -15,8 +15,8 @@ from launcher.plan import Environment, Estimate, Plan, Resources, Stage
 from launcher.record import Recorder, write_json, write_text
 from launcher.registry import Registry, RunRow
 from launcher.rundir import RunDir
+from launcher.standing import RunStatus, StageStatus
 from launcher.states import State
-from launcher.watch import RunStatus, StageStatus
 
 RUN_ID = "chain-sum-20261122-140359-a1b2"
 RESULTS: dict[str, dict[str, Any]] = {

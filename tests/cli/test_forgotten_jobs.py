@@ -11,8 +11,8 @@ from launcher.plan import Environment, Resources, Stage
 from launcher.record import write_json, write_text
 from launcher.rundir import RunDir
 from launcher.scheduler import Job
+from launcher.standing import StageStatus, stage_status
 from launcher.states import State
-from launcher.watch import StageStatus, stage_status
 
 pytestmark = pytest.mark.unit
 

@@ -13,6 +13,7 @@ import pytest
 from launcher.plan import Plan
 from launcher.record import Recorder
 from launcher.rundir import RunDir
+from launcher.standing import RunStatus, StageStatus
 from launcher.states import State
 from launcher.view.console import console
 from launcher.view.course import Courses
@@ -21,7 +22,6 @@ from launcher.view.plan_table import show_plan
 from launcher.view.runs_table import show_runs
 from launcher.view.summary import show_summary
 from launcher.view.words import clock, sparkline
-from launcher.watch import RunStatus, StageStatus
 
 pytestmark = pytest.mark.unit
 

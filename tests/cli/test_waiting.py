@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import watch
+from launcher import standing, watch
 from launcher.cli import run
 from launcher.errors import SchedulerError
 from launcher.plan import Plan, job_comment
@@ -80,7 +80,7 @@ def test_what_a_stage_waits_for(plan: Plan, run_dir: RunDir) -> None:
         "export": Job("2", state=State.PENDING, reason="Dependency"),
         "evaluate": Job("3", state=State.PENDING, reason="Dependency"),
     }
-    stages = {stage.name: stage for stage in watch.run_status(plan, run_dir.root, jobs).stages}
+    stages = {stage.name: stage for stage in standing.run_status(plan, run_dir.root, jobs).stages}
     assert stages["baseline"].expected == 5000.0
     assert "higher priority" in stages["baseline"].why
     assert stages["evaluate"].why == "waits for export"
@@ -94,17 +94,17 @@ def test_a_cancelled_stage_names_the_one_that_failed(plan: Plan, run_dir: RunDir
         "quantize": Job("4", state=State.CANCELLED),
         "serve": Job("5", state=State.CANCELLED),
     }
-    stages = {stage.name: stage for stage in watch.run_status(plan, run_dir.root, jobs).stages}
+    stages = {stage.name: stage for stage in standing.run_status(plan, run_dir.root, jobs).stages}
     assert {stages[name].why for name in ("evaluate", "quantize", "serve")} == {"export ran out of memory"}
 
 
 def test_a_scheduler_that_is_away_for_a_while_ends_no_follower(
     plan: Plan, run_dir: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running = watch.run_status(plan, run_dir.root, {"export": Job("2", state=State.RUNNING)})
+    running = standing.run_status(plan, run_dir.root, {"export": Job("2", state=State.RUNNING)})
     answers = iter([running, SchedulerError("squeue failed", hint="it is down"), running])
 
-    def refresh(path: Path) -> watch.RunStatus:
+    def refresh(path: Path) -> standing.RunStatus:
         answer = next(answers)
         if isinstance(answer, SchedulerError):
             raise answer

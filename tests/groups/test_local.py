@@ -15,9 +15,9 @@ import pytest
 from launcher.errors import UserError
 from launcher.scheduler import open_scheduler
 from launcher.scheduler.base import Machine
+from launcher.standing import failure_report
 from launcher.states import State
 from launcher.view.logs import Source, known_group
-from launcher.watch import failure_report
 from tests.groups.together import Together, group, site, staged
 
 pytestmark = pytest.mark.unit
