@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launcher import assets
 from launcher.arrays import (
+    LOOKS,
     find_cut,
     forgive,
     ids_to_cancel,
@@ -121,6 +122,8 @@ def resume(
         if find_cut(plan.run_id, scheduler, noted):
             write_json(files.jobs, noted)
         active = dict(active_jobs())
+        for name in _lost(scheduler, active):
+            del active[name]
         pending: list[Stage] = []
         for stage in plan.stages:
             waits_in_vain = any(before.name in stage.depends_on for before in pending)
@@ -228,6 +231,17 @@ def _last_job(plan: Plan, stage: str, job_id: str, noted: Mapping[str, list[str]
         return job_id
     known = scheduler.jobs(ids)
     return next((each for each in reversed(ids) if _active(known[each])), job_id)
+
+
+def _lost(scheduler: Scheduler, active: Mapping[str, str]) -> list[str]:
+    """Stages whose jobs the scheduler does not know, however often it is asked: a killed controller lost them."""
+    lost = dict(active)
+    for number in range(LOOKS):
+        if number and lost:
+            time.sleep(1)
+        jobs = scheduler.jobs(list(lost.values()))
+        lost = {name: job_id for name, job_id in lost.items() if jobs[job_id].state is State.UNKNOWN}
+    return list(lost)
 
 
 def _active(job: Job) -> bool:

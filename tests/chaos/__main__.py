@@ -201,7 +201,7 @@ def main(arguments: Sequence[str]) -> int:
             for number, (partition, layout, faults) in enumerate(runs, 1):
                 if waiting := chaos.run(number, partition, layout, faults):
                     runs.append((partition, layout, waiting))
-        except ChaosError as error:
+        except (ChaosError, OSError) as error:
             chaos.claim(False, str(error))
         finally:
             if chaos.broken:

@@ -129,7 +129,15 @@ def alive(pid: int) -> bool:
 def fill(disk: Path, *, leave_bytes: int) -> Path:
     """Take all space of a disk but a little; returns the file to delete."""
     ballast = disk / "ballast"
-    status = os.statvfs(disk)
+    size = 0
     with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - leave_bytes)
+        while (left := _free_bytes(disk) - leave_bytes) > 0:  # others write, too
+            more = max(left // 2, min(left, leave_bytes))
+            os.posix_fallocate(file.fileno(), size, more)
+            size += more
     return ballast
+
+
+def _free_bytes(disk: Path) -> int:
+    status = os.statvfs(disk)
+    return status.f_bavail * status.f_frsize

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -269,3 +270,23 @@ def test_killed_while_the_controller_hangs(user: CutUser) -> None:
         process.communicate(timeout=120)
     user.run("submit", "--resume", "latest")
     user.run_through(user.assert_one_set(user.run_id()))
+
+
+def test_jobs_that_a_killed_controller_lost(tmp_path: Path) -> None:
+    """It writes its state down seconds later; accounting has the jobs that it forgot waiting for ever."""
+    folder = Path(tempfile.mkdtemp(prefix="swiftlaunch-slurm-", dir="/tmp"))
+    user = CutUser(tmp_path, Cluster(folder))
+    try:
+        user.cluster.up()
+        run_id = user.run("submit", "recipe.toml", "--site", "./real.toml").strip()
+        user.cluster.stop("slurmctld", signal.SIGKILL)
+        user.cluster.start("slurmctld")
+        user.run("submit", "--resume", run_id)
+        files = RunDir(user.root / "runs" / run_id)
+        queued = user.cluster.command("squeue", "-h", "-o", "%i %k").stdout.splitlines()
+        newest = {stage: ids[-1] for stage, ids in user.jobs(files).items()}
+        assert sorted(queued) == sorted(f"{job_id} {job_comment(run_id, stage)}" for stage, job_id in newest.items())
+        user.run_through(files)
+    finally:
+        user.cluster.down()
+        shutil.rmtree(folder)

@@ -83,8 +83,15 @@ def parse_sacct(text: str) -> list[Job]:
 
 
 def merge(queued: Iterable[Job], accounted: Iterable[Job]) -> list[Job]:
-    """One record per job. While the queue knows a job, its state is the queue's: accounting lags behind."""
-    known = {job.job_id: job for job in accounted}
+    """One record per job. While the queue knows a job, its state is the queue's: accounting lags behind.
+
+    A controller that was killed loses jobs that it had not written down. Accounting has them waiting or running for
+    ever, so what the queue does not know is UNKNOWN until accounting says that it has ended.
+    """
+    lost = "the controller does not know this job"
+    known = {
+        job.job_id: job if job.state.terminal else replace(job, state=State.UNKNOWN, reason=lost) for job in accounted
+    }
     for job in queued:
         past = known.get(job.job_id)
         if past is None:
