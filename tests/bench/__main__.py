@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -243,7 +244,7 @@ def main(arguments: Sequence[str]) -> int:
         bench.cluster.down()
         shutil.rmtree(folder)
     text = TEXT.format(
-        machine=machine(slurm),
+        machine="\n".join(textwrap.wrap(machine(slurm), 118)),
         submission=submission,
         start_up=start_up,
         calls=calls,
@@ -259,7 +260,9 @@ TEXT = """\
 # Benchmarks
 
 Written by `make bench`. Ratios compare what was measured in turn within one run; the times themselves are of one
-machine on one day: {machine}. Load average over the quarter of an hour before the end: {load}.
+machine on one day, with a load average of {load} over the quarter of an hour before the end:
+
+{machine}.
 
 ## Submitting
 
