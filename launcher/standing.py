@@ -65,7 +65,8 @@ class StageStatus:
     expected: float | None = None  # when the scheduler expects a waiting stage to start
     setback: str = ""  # of a stage that goes on: which earlier attempt failed last, and why
     excluded: tuple[str, ...] = ()  # nodes that further attempts are kept away from
-    points: dict[str, int] | None = None  # of a stage of a sweep's points: how many are in each state
+    # of a stage of a sweep's points: how many are in each state; `result` is then the best one's, once it is chosen
+    points: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _points_status(
         submitted=min((job.submitted for job in known if job.submitted is not None), default=None),
         started=min((job.started for job in known if job.started is not None), default=None),
         ended=max(ended, default=None) if whole.terminal else None,
-        result=None,
+        result=read_json(RunDir(files.best).result(stage.name)),
         step=None,
         progress=None,
         error=_first_error(files, sweep, stage, own),

@@ -55,9 +55,10 @@ def _show_places(status: RunStatus, console: Console) -> None:
     files = RunDir(status.run_dir)
     places = [("run", files.root)]
     places += [
-        (stage.name, files.artifact(stage.name))
+        (stage.name, folder)
         for stage in status.stages
-        if stage.result is not None and files.artifact(stage.name).is_dir()
+        for folder in (files.artifact(stage.name), RunDir(files.best).artifact(stage.name))  # of a sweep: the best's
+        if stage.result is not None and folder.is_dir()
     ]
     if files.tensorboard.is_dir():
         places.append(("tensorboard", files.tensorboard))

@@ -57,6 +57,8 @@ def test_the_best_point_goes_on(user: Sweeper) -> None:
     assert found["states"]["select"] == found["states"]["quantize"] == "COMPLETED"
     assert files.best.resolve() == (files.points(0) / "2").resolve()
     assert (files.best / "stages/quantize/artifact/made by").read_text() == "quantize 0.2"
+    results = {stage["name"]: stage["result"] for stage in found["stages"]}
+    assert results["evaluate"]["metrics"]["accuracy"] == 0.8  # the best one's
     board = user.board(files.root.name)
     assert [(point["point"], point["value"], point["best"]) for point in board][:2] == [(2, 0.8, True), (0, 0.7, False)]
     assert {point["value"] for point in board[2:]} == {None}  # one failed, one has no finite metric
