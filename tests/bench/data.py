@@ -63,13 +63,15 @@ def functions() -> Iterator[Problem]:
     for path in random.Random(1).sample(files, len(files)):
         try:
             text = path.read_text(encoding="utf-8")
-            tree = ast.parse(text)
+            tree, lines = ast.parse(text), text.split("\n")
         except (OSError, ValueError, SyntaxError, RecursionError):
             continue
         for node in ast.walk(tree):
-            words = ast.get_docstring(node) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else None
-            source = ast.get_source_segment(text, node) if words and words.strip() else None
-            if words and source:
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            words = ast.get_docstring(node)
+            if words and words.strip():
+                source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
                 yield Problem(f"{path.name}:{node.lineno}", ({"role": "user", "content": words},), source)
 
 
