@@ -24,12 +24,14 @@ def main(plans: list[str]) -> None:
 
 
 def forget() -> None:
-    """Make Megatron-core forget the groups of the last run."""
+    """Make Megatron-core and mcore-bridge forget the groups of the last run."""
+    from mcore_bridge.bridge import gpt_bridge
     from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
 
     parallel_state.destroy_model_parallel()
     destroy_num_microbatches_calculator()
+    gpt_bridge.EP_PP_GROUP = None
 
 
 if __name__ == "__main__":

@@ -47,8 +47,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "VPP2": {"pipeline": 2, "virtual_pipeline": 2},
     "CP2": {"context": 2},
     "DP2": {},
+    "EP2": {"expert": 2},
 }
-EVERY = ("TP2+SP", "VPP2", "CP2", "DP2")
+MOE = ["dpo", "dpo-full", "kto", "rm", "rm-full"]
 
 
 def sums(folder: Path, kind: str, count: int) -> dict[str, Any]:
@@ -110,30 +111,30 @@ def finish(runs: list[Run]) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path]) -> Callable[[str], Any]:
-    """The runs of one layout ("" is one process), by name."""
-    done: dict[str, dict[str, Run]] = {}
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path]) -> Callable[..., Any]:
+    """The runs of one layout ("" is one process) and model, by name."""
+    done: dict[tuple[str, str], dict[str, Run]] = {}
 
-    def train(layout: str) -> dict[str, Run]:
-        if layout not in done:
+    def train(layout: str, kind: str = "llama") -> dict[str, Run]:
+        if (layout, kind) not in done:
             folder = tmp_path_factory.mktemp("runs")
             ranks = 2 if layout else 1
-            names = ["rm"] if layout == "TP2" else list(RUNS)
-            runs = {
-                name: made(folder / name, tiny_model("llama"), name, ranks, LAYOUTS.get(layout, {})) for name in names
-            }
+            # without sequence parallelism the head's gradient is not summed over tensor-parallel ranks
+            names = ["rm", "rm-full"] if layout == "TP2" else MOE if kind == "moe" else list(RUNS)
+            runs = {name: made(folder / name, tiny_model(kind), name, ranks, LAYOUTS.get(layout, {})) for name in names}
             finish(list(runs.values()))
-            done[layout] = runs
-        return done[layout]
+            done[layout, kind] = runs
+        return done[layout, kind]
 
     return train
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_agree_with_one_process(trained: Callable[[str], dict[str, Run]], layout: str) -> None:
+def test_layouts_agree_with_one_process(trained: Callable[..., dict[str, Run]], layout: str) -> None:
     found = {}
-    for name, run in trained(layout).items():
-        alone = trained("")[name]
+    kind = "moe" if layout == "EP2" else "llama"
+    for name, run in trained(layout, kind).items():
+        alone = trained("", kind)[name]
         found[name] = (
             max(abs(a - b) for a, b in zip(run.losses(), alone.losses(), strict=True)),
             max(abs(a - b) / b for a, b in zip(run.norms(), alone.norms(), strict=True)),
@@ -143,7 +144,7 @@ def test_layouts_agree_with_one_process(trained: Callable[[str], dict[str, Run]]
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_every_method_learns(trained: Callable[[str], dict[str, Run]], name: str) -> None:
+def test_every_method_learns(trained: Callable[..., dict[str, Run]], name: str) -> None:
     run = trained("")[name]
     first, last = (run.steps()[step] for step in (1, 4))
     assert last["loss"] < first["loss"] - 0.01
@@ -157,7 +158,7 @@ def test_every_method_learns(trained: Callable[[str], dict[str, Run]], name: str
 
 
 @pytest.mark.parametrize("name", ["dpo", "dpo-full"])
-def test_a_precomputed_reference_is_the_same(trained: Callable[[str], dict[str, Run]], name: str) -> None:
+def test_a_precomputed_reference_is_the_same(trained: Callable[..., dict[str, Run]], name: str) -> None:
     now, before = (trained("")[each] for each in (name, f"{name}-precomputed"))
     assert now.losses() == before.losses()
     assert now.norms() == before.norms()

@@ -25,6 +25,8 @@ STEPS = 6
     [
         # the distance's own pass through the policy takes random numbers, as training does
         pytest.param("kto", {}, 20, id="kto-DP2"),
+        # the head is trained beside the adapter
+        pytest.param("rm", {"tensor": 2, "sequence_parallel": True}, 20, id="rm-TP2"),
         pytest.param("dpo-full-precomputed", {"pipeline": 2}, 1600, id="dpo-full-precomputed-PP2"),
     ],
 )
