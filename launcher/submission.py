@@ -115,15 +115,19 @@ def resume(
     """
     files = RunDir(run_dir)
     scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir())
+
+    def known() -> dict[str, str]:
+        active = dict(active_jobs())
+        lost = _lost(scheduler, active)
+        return {name: job_id for name, job_id in active.items() if name not in lost}
+
     with _locked(run_dir):
         if files.sweep.exists():
-            return resume_sweep(plan, files, scheduler, active_jobs, only)
+            return resume_sweep(plan, files, scheduler, known, only)
         noted: dict[str, list[str]] = read_json(files.jobs) or {}
         if find_cut(plan.run_id, scheduler, noted):
             write_json(files.jobs, noted)
-        active = dict(active_jobs())
-        for name in _lost(scheduler, active):
-            del active[name]
+        active = known()
         pending: list[Stage] = []
         for stage in plan.stages:
             waits_in_vain = any(before.name in stage.depends_on for before in pending)
