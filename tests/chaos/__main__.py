@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,14 +26,17 @@ from pathlib import Path
 
 import tests.conftest  # noqa: F401  names the engines
 from tests.chaos.faults import FAULTS, Fault, full_disk, hit
-from tests.chaos.trial import PATIENCE_SECONDS, ChaosError, Trial
+from tests.chaos.trial import PATIENCE_SECONDS, ChaosError, MissedError, Trial
 from tests.slurm.cluster import Cluster
 from tests.slurm.engines import ROOT, EngineUser
 
-STEPS, EVERY = 60, 4  # of a run; of its checkpoints
+CHECKPOINTS = 15  # of a run
 FAULTS_PER_RUN = 5
 MOST_STEPS_BETWEEN = 7
-LAST_STEPS = 25  # a run that has no more than these left is hit no more: some faults take seconds to arrive
+TRAINING_SECONDS = 100  # of a run that nothing hits
+ARRIVAL = 0.4  # of that time a fault may take to arrive: the controller looks at time limits twice a minute
+LEAST_STEPS = 60
+MOST_RUNS = 3  # times as many as planned: where training was done before a fault arrived, another run is hit
 DISK_MIB = 256
 SLURMD_TIMEOUT = 10  # seconds until the controller takes a silent node for dead
 LAYOUTS = {"DP2": "train.layout.pipeline=1", "PP2": "train.layout.pipeline=2"}
@@ -82,11 +86,12 @@ memory = "3G"
 class Chaos:
     """A cluster with a user, the folder of their runs, and a number of claims that did not hold."""
 
-    def __init__(self, folder: Path, disk: Path | None, chance: random.Random, steps: int) -> None:
+    def __init__(self, folder: Path, disk: Path | None, chance: random.Random) -> None:
         self.cluster = Cluster(folder / "cluster", slurmd_timeout=SLURMD_TIMEOUT)
         self.disk = disk
         self.chance = chance
-        self.steps = steps
+        self.steps = LEAST_STEPS
+        self.last_steps = 0  # a run that has no more than these left is hit no more
         self.users = {
             partition: EngineUser(_made(folder / partition), self.cluster, partition=partition)
             for partition in ("spare", "patient")
@@ -94,19 +99,31 @@ class Chaos:
         self.recipe = folder / "chaos.toml"
         self.references: dict[str, bytes] = {}
         self.broken: list[str] = []
-        model = folder / "model"
+        self.model = folder / "model"
         python = self.users["spare"].train_python
-        subprocess.run([python, str(ROOT / "tests/train/make_model.py"), str(model), "llama"], check=True, timeout=300)
-        self.recipe.write_text(RECIPE.format(model=model, steps=steps, every=EVERY))
+        words = [python, str(ROOT / "tests/train/make_model.py"), str(self.model), "llama"]
+        subprocess.run(words, check=True, timeout=300, capture_output=True)
 
     def start(self, partition: str, layout: str) -> Trial:
         user = self.users[partition]
+        every = max(2, self.steps // CHECKPOINTS)
+        self.recipe.write_text(RECIPE.format(model=self.model, steps=self.steps, every=every))
         if self.disk:
             user.move_runs(self.disk / "runs")
         files = user.submit(self.recipe, LAYOUTS[layout])
         trial = Trial(files, self.cluster, self.chance, self.disk)
         trial.until(trial.attempt, "the first attempt")
         return trial
+
+    def calibrate(self, training_seconds: int) -> None:
+        """Choose the number of steps: a run has to last longer than the slowest fault takes to arrive."""
+        self.steps = LEAST_STEPS // 4
+        trial = self.start("spare", "DP2")
+        self.finish("spare", trial)
+        seconds = statistics.median(float(event["seconds"]) for event in trial.events("step"))
+        self.steps = max(LEAST_STEPS, round(training_seconds / seconds))
+        self.last_steps = min(self.steps // 2, round(training_seconds * ARRIVAL / seconds))
+        print(f"a step takes {seconds:.2f} s: {self.steps} steps", flush=True)
 
     def reference(self, layout: str) -> bytes:
         """The weights of a run that nothing hits."""
@@ -128,9 +145,13 @@ class Chaos:
         expected = self.reference(layout)
         trial = self.start(partition, layout)
         waiting = list(faults)
-        while waiting and max(trial.steps(), default=0) + MOST_STEPS_BETWEEN + LAST_STEPS < self.steps:
-            fault = waiting.pop(0)
-            step, lost, seconds = hit(trial, fault, self.chance.randint(2, MOST_STEPS_BETWEEN))
+        while waiting and max(trial.steps(), default=0) + MOST_STEPS_BETWEEN + self.last_steps < self.steps:
+            fault = waiting[0]
+            try:
+                step, lost, seconds = hit(trial, fault, self.chance.randint(2, MOST_STEPS_BETWEEN))
+            except MissedError:
+                break
+            waiting.remove(fault)
             _row(str(number), layout, fault.name, f"{step}", f"{lost}", f"{seconds:.1f}")
         self.finish(partition, trial)
         difference = _difference(trial.weights(), expected)
@@ -181,7 +202,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--faults", type=int, default=30)
     parser.add_argument("--only", default="", help="faults whose name this regular expression finds")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seconds", type=int, default=TRAINING_SECONDS, help="about how long a run trains")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # take the cluster down, too
     chance = random.Random(options.seed)
@@ -193,14 +214,17 @@ def main(arguments: Sequence[str]) -> int:
         if not disk:
             print("no full disk: only root may mount a small one", flush=True)
         print(f"seed {options.seed}, {options.faults} faults; to repeat: make chaos SEED={options.seed}", flush=True)
-        chaos = Chaos(folder, disk, chance, options.steps)
+        chaos = Chaos(folder, disk, chance)
         try:
             chaos.cluster.up()
+            chaos.calibrate(options.seconds)
             _row("run", "layout", "fault", "at step", "steps lost", "seconds to the next new step")
             runs = draw(chance, options.faults, kinds)
+            most = MOST_RUNS * len(runs)
             for number, (partition, layout, faults) in enumerate(runs, 1):
                 if waiting := chaos.run(number, partition, layout, faults):
-                    runs.append((partition, layout, waiting))
+                    chaos.claim(len(runs) < most, f"training was done before: {', '.join(f.name for f in waiting)}")
+                    runs += [(partition, layout, waiting)] if len(runs) < most else []
         except (ChaosError, OSError) as error:
             chaos.claim(False, str(error))
         finally:

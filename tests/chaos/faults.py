@@ -151,21 +151,34 @@ def hit(trial: Trial, fault: Fault, after_steps: int) -> tuple[int, int, float]:
     trial.until_trained(after_steps, attempt)
     struck = time.time()
     mend = fault.strike(trial)
-    if fault.ends:
-        trial.until(lambda: trial.attempt() > attempt, "another attempt")
-    else:
-        struck_until = time.time()
-        trial.until(lambda: trial.events("step")[-1]["time"] > struck_until, "another step")
-        if trial.attempt() != attempt:
-            raise ChaosError(f"{fault.name} ended attempt {attempt}")
-        later = [event for event in trial.events("step") if event["time"] > struck]
-        return int(later[0]["step"]) - 1, 0, float(later[0]["time"]) - struck
+    try:
+        if fault.ends:
+            reached, lost, again = _begun_again(trial, attempt)
+        else:
+            reached, lost, again = _gone_on(trial, attempt, struck)
+    finally:
+        if mend:
+            mend()
+    return reached, lost, again - struck
+
+
+def _begun_again(trial: Trial, attempt: int) -> tuple[int, int, float]:
+    """The step that an attempt reached, how many of its steps the next one does again, and when it has caught up."""
+    trial.until(lambda: trial.attempt() > attempt, "another attempt")
     reached = max(trial.steps(attempt))
     trial.until(lambda: any(step > reached for step in trial.steps(attempt + 1)), f"a step after {reached}")
-    if mend:
-        mend()
     if trial.attempt() != attempt + 1:
-        raise ChaosError(f"{fault.name}: one fault, but {trial.attempt() - attempt} attempts ended\n{trial.standing()}")
+        raise ChaosError(f"one fault, but {trial.attempt() - attempt} attempts ended\n{trial.standing()}")
     resumed = [int(event["step"]) for event in trial.events("resumed") if event["attempt"] == attempt + 1]
     new = next(e for e in trial.events("step") if e["attempt"] == attempt + 1 and e["step"] > reached)
-    return reached, reached - (resumed[0] if resumed else 0), float(new["time"]) - struck
+    return reached, reached - (resumed[0] if resumed else 0), float(new["time"])
+
+
+def _gone_on(trial: Trial, attempt: int, struck: float) -> tuple[int, int, float]:
+    """As `_begun_again`, of a fault that ends no attempt. `struck` is in Unix seconds."""
+    now = time.time()
+    trial.until(lambda: trial.events("step")[-1]["time"] > now, "another step")
+    if trial.attempt() != attempt:
+        raise ChaosError(f"attempt {attempt} was ended\n{trial.standing()}")
+    new = next(event for event in trial.events("step") if event["time"] > struck)
+    return int(new["step"]) - 1, 0, float(new["time"])

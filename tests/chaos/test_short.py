@@ -11,4 +11,4 @@ pytestmark = [pytest.mark.slurm, pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 def test_three_faults() -> None:
     kinds = "newest checkpoint truncated|full disk|^preemption$"
-    assert main(["--seed", "3", "--faults", "3", "--only", kinds]) == 0
+    assert main(["--seed", "3", "--faults", "3", "--seconds", "15", "--only", kinds]) == 0

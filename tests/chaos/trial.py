@@ -24,6 +24,10 @@ class ChaosError(Exception):
     """A claim that did not hold, or something that did not come."""
 
 
+class MissedError(Exception):
+    """Training was done before a fault arrived."""
+
+
 @dataclass
 class Trial:
     """A run, its cluster, the chance that decides, and the disk that its folder is on (None: not a small one)."""
@@ -80,9 +84,11 @@ class Trial:
         )
 
     def until(self, ready: Callable[[], Any], what: str) -> None:
-        """Wait for something. Raises ChaosError that shows where the run stands."""
+        """Wait for something. Raises ChaosError that shows where the run stands, MissedError when training is done."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not ready():
+            if self.files.result("train").exists() and not ready():
+                raise MissedError(what)
             if time.monotonic() > deadline:
                 raise ChaosError(f"waited {PATIENCE_SECONDS:.0f} s for {what}\n{self.standing()}")
             time.sleep(0.1)
