@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 ARGUMENTS: dict[str, Any] = {
     **{"stage": "train", "attempt": 2, "rank": 1, "fatal": True},
-    **{"group": "sample", "node": "node7", "array": 3},
+    **{"group": "sample", "node": "node7", "array": 3, "run_id": "r"},
 }
 
 
@@ -32,6 +32,7 @@ def every_path(files: RunDir) -> dict[str, Path]:
 def test_every_file_lies_in_the_run_and_no_two_share_a_name() -> None:
     paths = every_path(RunDir(Path("/runs/r")))
     assert paths.pop("unwritten") == Path("/runs/.r.part")  # beside it: its own name until everything is in it
+    assert paths.pop("tokens") == Path("/runs/.tokens")  # all runs of the folder share it
     assert len(paths) >= 20
     assert all(path.is_relative_to("/runs/r") and path != Path("/runs/r") for path in paths.values())
     assert len(set(paths.values())) == len(paths)
