@@ -66,7 +66,7 @@ def test_shipped_recipes(path: Path, schema: jsonschema.Draft202012Validator) ->
 
 def test_there_are_recipes_for_each_kind_of_use() -> None:
     recipes = [load_recipe(path).recipe for path in SHIPPED]
-    assert {recipe.train.method for recipe in recipes if recipe.train} == {"sft", "cpt"}
+    assert {recipe.train.method for recipe in recipes if recipe.train} == {"sft", "cpt", "dpo"}
     assert {recipe.train.tuner for recipe in recipes if recipe.train} == {"full", "lora"}
     assert any(recipe.train is None for recipe in recipes)
 
@@ -216,7 +216,8 @@ def test_a_choice_displaces_what_belonged_to_the_other(tmp_path: Path) -> None:
         return load_recipe(demo, overrides).resolved
 
     assert resolved("train.epochs=2")["train"]["steps"] is None
-    assert resolved("model.path=/m")["model"] == {"name": None, "path": "/m", "revision": None}
+    model = {"name": None, "path": "/m", "revision": None, "chat_template": None}
+    assert resolved("model.path=/m")["model"] == model
     assert resolved("train.tuner=full")["train"]["lora"]["rank"] == 16
     assert resolved("train.tuner=dora")["train"]["lora"]["alpha"] == 32
     assert resolved("quantize.method=fp8")["quantize"]["bits"] == 8
