@@ -131,9 +131,9 @@ class Watchdog:
                 self._as_the_finder(silent, limit)
 
     def _arm(self, seconds_left: float) -> None:
-        """Set faulthandler's clock, which runs without the interpreter."""
-        faulthandler.cancel_dump_traceback_later()
+        """Set faulthandler's clock, which runs without the interpreter; a new one replaces the old one at once."""
         if seconds_left == float("inf") or self._over.is_set():
+            faulthandler.cancel_dump_traceback_later()
             return
         if self._stacks is None:
             self._folder.mkdir(parents=True, exist_ok=True)
