@@ -39,7 +39,8 @@ def node_down(trial: Trial) -> Callable[[], object]:
     """The administrator (or a health check) takes a node away."""
     node = trial.chance.choice(trial.nodes())
     trial.command("scontrol", "update", f"nodename={node}", "state=down", "reason=chaos")
-    return lambda: trial.command("scontrol", "update", f"nodename={node}", "state=resume")
+    # refused where the node has come back by itself
+    return lambda: trial.cluster.command("scontrol", "update", f"nodename={node}", "state=resume")
 
 
 def node_dies(trial: Trial) -> Callable[[], object]:
