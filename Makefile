@@ -50,7 +50,7 @@ demo: $(STAMP)  ## the whole chain on this machine, no GPU needed
 
 test: lint types fast engines  ## every test that can run on this machine
 	@tests/system-packages.sh slurm
-	$(PYTEST) -m "slurm or layout or e2e"
+	$(PYTEST) -n 3 --dist loadfile -m "slurm or layout or e2e"  # most of the time they wait
 
 chaos: $(STAMP)  ## training on a real cluster while things break; SEED=7 FAULTS=30
 	@tests/system-packages.sh slurm
