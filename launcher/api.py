@@ -20,11 +20,8 @@ from launcher.rundir import RunDir
 from launcher.scheduler import default_state_dir
 from launcher.standing import RunStatus
 from launcher.states import State
-from launcher.sweep import Point, point_files, read_sweep, split_point, sweep_above
-from launcher.units import counted
+from launcher.sweep import Point, point_files, read_sweep
 from launcher.view.logs import Source, known_stage
-
-POLL_SECONDS = {"local": 1.0, "slurm": 10.0}  # Slurm's controller serves a whole centre
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Run:
 
         `timeout` and `poll` (time between two looks) are in seconds. Raises WaitTimeout, a TimeoutError.
         """
-        interval = POLL_SECONDS[self._row.scheduler] if poll is None else poll
+        interval = watch.INTERVAL_SECONDS[self._row.scheduler] if poll is None else poll
         deadline = None if timeout is None else time.monotonic() + timeout
         while not (status := self.status()).ended:
             left = interval if deadline is None else deadline - time.monotonic()
@@ -107,11 +104,7 @@ class Run:
 
         root, plan = self._whole
         wanted = [known_stage(plan, stage)] if stage is not None else [each.name for each in plan.stages]
-        jobs = {
-            name: job_id
-            for name, job_id in watch.active_jobs(root).items()
-            if name.partition("/")[0] in wanted and name.endswith(self._point)
-        }
+        jobs = watch.active_part(self._row, wanted)
         return cancel(root, plan, jobs) if jobs else []
 
     def resume(self) -> list[str]:
@@ -119,7 +112,8 @@ class Run:
         from launcher.submission import resume
 
         root, plan = self._whole
-        only = [f"{stage.name}{self._point}" for stage in plan.stages] if self._point else None
+        point = watch.part_of_run(self._row)[1]
+        only = [f"{stage.name}{point}" for stage in plan.stages] if point else None
         return resume(root, plan, lambda: watch.active_jobs(root), only)
 
     def points(self) -> list[Run]:
@@ -134,15 +128,8 @@ class Run:
     @property
     def _whole(self) -> tuple[Path, Plan]:
         """Folder and plan of the run that has the jobs: of a point, those of its sweep."""
-        above = sweep_above(self.run_dir)
-        root = above.root if above else self.run_dir
+        root, _ = watch.part_of_run(self._row)
         return root, watch.load_plan(root)
-
-    @property
-    def _point(self) -> str:
-        """What the names of a point's stages end with in its sweep: "/7", "" for a whole run."""
-        number = split_point(self.run_id)[1]
-        return "" if number is None else f"/{number}"
 
     def _failed(self, status: RunStatus) -> RunFailed:
         bad = [stage for stage in status.stages if not stage.state.succeeded]
@@ -192,14 +179,7 @@ def open_run(run: str) -> Run:
 
     Raises UserError where there is none.
     """
-    name, number = split_point(run)
-    found = Run(_registry().find(name))
-    if number is None:
-        return found
-    points = found.points()
-    if number >= len(points):
-        raise UserError(f"{found.run_id} has no point {number}", hint=f"it has {counted(len(points), 'point')}")
-    return points[number]
+    return Run(watch.find_run(_registry(), run))
 
 
 def runs(limit: int = 20) -> list[Run]:

@@ -10,13 +10,38 @@ from pathlib import Path
 from launcher.arrays import Noted, noted_jobs
 from launcher.errors import SchedulerError, SwiftlaunchError, UserError
 from launcher.plan import Plan, from_json
+from launcher.registry import Registry, RunRow
 from launcher.rundir import RunDir
 from launcher.scheduler import Job, Scheduler, default_state_dir, open_scheduler
 from launcher.standing import FAILED, RunStatus, point_states, run_status
 from launcher.states import State
-from launcher.sweep import read_sweep
+from launcher.sweep import point_files, read_sweep, split_point, sweep_above
 
+# Seconds between two looks. Slurm's controller serves a whole centre, the local scheduler this user.
+INTERVAL_SECONDS = {"local": 1.0, "slurm": 10.0}
 _A_DAY = 86400.0
+
+
+def find_run(known: Registry, text: str) -> RunRow:
+    """The run that `text` means (see Registry.find); "RUN/7" is point 7 of a sweep. Raises UserError."""
+    name, number = split_point(text)
+    run = known.find(name)
+    if number is None:
+        return run
+    files = RunDir(run.run_dir)
+    sweep = read_sweep(files)
+    if sweep is None:
+        raise UserError(f"{run.run_id} is no sweep: it has no point {number}", hint=f"name it {run.run_id}")
+    if number >= len(sweep.points):
+        raise UserError(f"{run.run_id} has no point {number}", hint=f"its points are 0 to {len(sweep.points) - 1}")
+    return replace(run, run_id=f"{run.run_id}/{number}", run_dir=point_files(files, sweep.points[number]).root)
+
+
+def part_of_run(run: RunRow) -> tuple[Path, str]:
+    """The folder of the whole run, and what the names of a point's stages end with: "/7", "" for a whole run."""
+    above = sweep_above(run.run_dir)
+    number = split_point(run.run_id)[1]
+    return (run.run_dir, "") if above is None else (above.root, f"/{number}")
 
 
 def load_plan(run_dir: Path) -> Plan:
@@ -52,6 +77,16 @@ def active_jobs(run_dir: Path) -> dict[str, str]:
     Raises SchedulerError without an answer.
     """
     return {name: job_id for name, (state, job_id) in _states(run_dir).items() if job_id and not state.terminal}
+
+
+def active_part(run: RunRow, stages: Sequence[str]) -> dict[str, str]:
+    """As `active_jobs`, of these stages of a run or of a point of a sweep."""
+    root, point = part_of_run(run)
+    return {
+        name: job_id
+        for name, job_id in active_jobs(root).items()
+        if name.partition("/")[0] in stages and name.endswith(point)
+    }
 
 
 def failed(run_dir: Path) -> set[str]:

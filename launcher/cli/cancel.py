@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.cli.messages import say
-from launcher.cli.parameters import part_of_run, run_argument
+from launcher.cli.parameters import run_argument
 
 if TYPE_CHECKING:
     from launcher.registry import RunRow
@@ -36,14 +36,10 @@ def command(run: RunRow, stages: tuple[str, ...]) -> None:
             click.echo(job_id)
         say(f"the folder of {run.run_id} is gone; its jobs are {'cancelled' if ended else 'over'}")
         return
-    root, point = part_of_run(run)
+    root, _ = watch.part_of_run(run)
     plan = watch.load_plan(root)
     wanted = [known_stage(plan, stage) for stage in stages] or [stage.name for stage in plan.stages]
-    jobs = {
-        name: job_id
-        for name, job_id in watch.active_jobs(root).items()
-        if name.partition("/")[0] in wanted and name.endswith(point)
-    }
+    jobs = watch.active_part(run, wanted)
     if not jobs:
         say("nothing to cancel: no such stage waits or runs")
         return

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from launcher.prepare import Prepared
     from launcher.scheduler.admission import Admission
 
-# Seconds between two looks. Slurm's controller serves a whole centre, the local scheduler this user.
-INTERVAL_SECONDS = {"local": 1.0, "slurm": 10.0}
-
 
 def submit_prepared(ready: Prepared, *, follow: bool, as_json: bool, then: str) -> int:
     """Submit what was prepared and print the run id; then stay with the run, or say `then`. Returns the exit code."""
@@ -53,7 +50,7 @@ def follow_run(run_dir: Path, run_id: str, scheduler: str, *, as_json: bool) -> 
     from launcher.view.summary import show_summary
 
     with if_interrupted(f"the run goes on; swiftlaunch status {run_id}"):
-        statuses = watch.follow(run_dir, INTERVAL_SECONDS[scheduler])
+        statuses = watch.follow(run_dir, watch.INTERVAL_SECONDS[scheduler])
         last = show_while_running(statuses, message_console())
     if as_json:
         print_json(last.to_json())

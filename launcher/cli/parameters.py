@@ -16,37 +16,9 @@ def find_run(context: click.Context, parameter: click.Parameter, text: str | Non
     """The run that an argument or option means, or "RUN/7", a point of a sweep; None where it was not given."""
     if text is None or context.resilient_parsing:
         return None
-    from launcher.sweep import split_point
+    from launcher import watch
 
-    name, number = split_point(text)
-    run = registry().find(name)
-    return run if number is None else _point(run, number)
-
-
-def _point(run: RunRow, number: int) -> RunRow:
-    from dataclasses import replace
-
-    from launcher.errors import UserError
-    from launcher.rundir import RunDir
-    from launcher.sweep import point_files, read_sweep
-
-    files = RunDir(run.run_dir)
-    sweep = read_sweep(files)
-    if sweep is None:
-        raise UserError(f"{run.run_id} is no sweep: it has no point {number}", hint=f"name it {run.run_id}")
-    if number >= len(sweep.points):
-        raise UserError(f"{run.run_id} has no point {number}", hint=f"its points are 0 to {len(sweep.points) - 1}")
-    folder = point_files(files, sweep.points[number]).root
-    return replace(run, run_id=f"{run.run_id}/{number}", run_dir=folder)
-
-
-def part_of_run(run: RunRow) -> tuple[Path, str]:
-    """The folder of the whole run, and what the names of a point's stages end with: "/7", "" for a whole run."""
-    from launcher.sweep import split_point, sweep_above
-
-    above = sweep_above(run.run_dir)
-    number = split_point(run.run_id)[1]
-    return (run.run_dir, "") if above is None else (above.root, f"/{number}")
+    return watch.find_run(registry(), text)
 
 
 def _complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.cli.messages import say
-from launcher.cli.parameters import follow_option, json_option, part_of_run, run_argument
+from launcher.cli.parameters import follow_option, json_option, run_argument
 from launcher.cli.resume import resume_run
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def command(run: RunRow, failed: bool, follow: bool, as_json: bool) -> int:
     """
     from launcher import watch
 
-    root, point = part_of_run(run)
+    root, point = watch.part_of_run(run)
     names = {name for name in watch.failed(root) if name.endswith(point)}
     if not names:
         say("nothing to submit: nothing has failed")

@@ -9,7 +9,7 @@ import click
 
 from launcher.cli.following import follow_run
 from launcher.cli.messages import if_interrupted, print_json, say
-from launcher.cli.parameters import follow_option, json_option, part_of_run, run_argument
+from launcher.cli.parameters import follow_option, json_option, run_argument
 from launcher.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def resume_run(run: RunRow, *, follow: bool, as_json: bool, only: Collection[str
         raise UserError(
             f"{run.run_id} was cut before anything was submitted; nothing of it is left", hint="submit its recipe again"
         )
-    root, point = part_of_run(run)
+    root, point = watch.part_of_run(run)
     plan = watch.load_plan(root)
     if point and only is None:
         only = [f"{stage.name}{point}" for stage in plan.stages]

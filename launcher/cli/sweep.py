@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.cli.messages import print_json, say
-from launcher.cli.parameters import json_option, part_of_run, run_argument
+from launcher.cli.parameters import json_option, run_argument
 from launcher.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def command(run: RunRow, limit: int, plot: Path | None, as_json: bool) -> int:
     from launcher.sweep import read_sweep
     from launcher.view.sweep_table import leaderboard
 
-    root, _ = part_of_run(run)
+    root, _ = watch.part_of_run(run)
     files = RunDir(root)
     sweep = read_sweep(files)
     if sweep is None:

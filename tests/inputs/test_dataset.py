@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow
 import pytest
-from pyarrow import parquet
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from launcher.dataset import MOST_FAULTS, check_files, hash_parameters, row_text
 from launcher.errors import InputError, UserError
