@@ -44,6 +44,7 @@ def run(context: Context) -> None:
         outcome = ("success", call.submission.result())
         call.over = True
         _write(call.result_file, _pickled(outcome))
+        _succeeded(context, context.rank).touch()
     except _Stopped as stop:
         if call.given_up:
             _write(call.result_file, pickle.dumps(("error", call.given_up)))
@@ -169,10 +170,15 @@ def _as_submitted(options: dict[str, Any]) -> None:
     os.environ.update(SUBMITIT_EXECUTOR="slurm", SUBMITIT_FOLDER=options["folder"])
 
 
+def _succeeded(context: Context, rank: int) -> Path:
+    """Says that a rank's function has returned in this attempt; its result may be an error, or an earlier attempt's."""
+    return context.files.attempt(context.stage.name, context.attempt) / f"returned-{rank}"
+
+
 def _wait_for_the_others(context: Context) -> None:
-    """Rank 0 says that the stage is done: not before the last rank is. One that fails ends this rank too."""
-    results = [context.files.returned(context.stage.name, rank) for rank in range(context.world_size)]
-    while not all(path.exists() for path in results):
+    """Rank 0 says that the stage is done: not before every rank has succeeded. One that fails ends this rank too."""
+    signs = [_succeeded(context, rank) for rank in range(context.world_size)]
+    while not all(path.exists() for path in signs):
         if context.stop_requested:
             raise Requeue(signal.Signals(context.stop_signal).name)
         time.sleep(_POLL_SECONDS)

@@ -20,6 +20,21 @@ def third_fails(number: int) -> int:
     return number * 10
 
 
+class SlowError(Exception):
+    """Between its result and its end a rank that raises it takes its time."""
+
+    def __str__(self) -> str:
+        time.sleep(1)
+        return "the last rank cannot"
+
+
+def last_rank_fails_slowly() -> str:
+    place = submitit.JobEnvironment()
+    if place.global_rank == place.num_tasks - 1:
+        raise SlowError
+    return "done"
+
+
 def wait(seconds: float) -> None:
     print("waiting")
     time.sleep(seconds)

@@ -120,6 +120,18 @@ def test_every_task_has_a_result_and_the_place_it_was_submitted_from(
     assert job.task(1).stdout() == ""
 
 
+def test_a_rank_that_fails_fails_the_job(executor: submitit.AutoExecutor) -> None:
+    executor.update_parameters(tasks_per_node=2, cpus_per_task=1)
+    job = executor.submit(functions.last_rank_fails_slowly)
+    assert job.task(0).result() == "done"
+    trace = str(job.exception())
+    assert "in last_rank_fails_slowly" in trace
+    assert "the last rank cannot" in trace
+    status = job.run.wait(timeout=60, poll=0.1)
+    assert status.state == "FAILED"
+    assert "the last rank cannot" in status.stages[0].error
+
+
 def test_cancel_and_resume_keep_the_state(executor: submitit.AutoExecutor, here: User) -> None:
     stop = here.root / "stop"
     job = executor.submit(functions.Counter(), str(stop))
