@@ -176,3 +176,12 @@ def test_sizes_of_limits() -> None:
         "gres/gpu:a100": 4,
     }
     assert limits.parse_tres("") == {}
+
+
+def test_a_run_of_less_than_a_second_counts() -> None:
+    lines = [
+        "7|REQUEUED|4|00:00.100|1|1|||cpu=1,mem=100M|10",
+        "7|COMPLETED|0|00:00:00|1|1|||cpu=1,mem=100M|10",
+        "8|CANCELLED by 0|0|00:00:00|1|1||||10",
+    ]
+    assert [(run.job_id, run.seconds) for run in parse_use("\n".join(lines))] == [("7", 4.0), ("7", 0.0)]

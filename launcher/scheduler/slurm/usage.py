@@ -29,8 +29,8 @@ def parse_use(text: str) -> list[Use]:
         job_id, state, elapsed, cpu, cpus, nodes, tasks, peak, tres, limit = fields
         whole, _, step = job_id.partition(".")
         if not step:
-            if "[" in job_id or elapsed == "0":
-                continue  # never started
+            if "[" in job_id or not tres:
+                continue  # never started; one that ran for less than a second has an elapsed time of 0 too
             given = parse_tres(tres)
             memory = given.get("mem")
             node_count = int(nodes or 1)
