@@ -17,12 +17,12 @@ OUT_OF_MEMORY, CONFIGURATION, NETWORK = "out-of-memory", "configuration", "netwo
 NODE, HANG, CRASH = "node", "hang", "crash"
 NOT_AGAIN = (OUT_OF_MEMORY, CONFIGURATION)  # another attempt would end the same way
 
-# {stage} is filled in with the name of the stage
+# {table} is filled in with the stage's table under [resources]
 _LESS_MEMORY = (
     'use a smaller train.micro_batch_size, train.activation_recompute = "full", or more ranks with '
     "train.layout.tensor or pipeline"
 )
-_MORE_MEMORY = "raise resources.{stage}.memory, or use fewer ranks per node"
+_MORE_MEMORY = "raise resources.{table}.memory, or use fewer ranks per node"
 HINTS = {
     CONFIGURATION: "",
     NETWORK: "ranks lost each other; if it comes again, look at [network] interface of the site",
@@ -147,9 +147,10 @@ def _of_text(text: str) -> Signature | None:
     return None
 
 
-def first_failure(attempt: Path, stage: str) -> Failure | None:
+def first_failure(attempt: Path, table: str) -> Failure | None:
     """The rank that failed first, from the reports in the folder of an attempt's ranks and from srun's words there.
 
+    `table`: the stage's under [resources], for the hint.
     Ranks that only lost the others ("Connection closed by peer") come after one that was killed or gives a reason of
     its own, whatever their clocks say.
     """
@@ -166,7 +167,7 @@ def first_failure(attempt: Path, stage: str) -> Failure | None:
     if not found:
         return None
     first = min(found, key=lambda each: each[:2])[2]
-    return replace(first, hint=first.hint.replace("{stage}", stage))
+    return replace(first, hint=first.hint.replace("{table}", table))
 
 
 def _report(path: Path) -> tuple[Failure, float] | None:

@@ -118,8 +118,7 @@ class Stage:
     @property
     def table(self) -> str:
         """Its table under the recipe's [resources]."""
-        name = self.name.partition(".")[0]  # of an array of a sweep's points: "train.0"
-        return {"evaluate-quantized": "quantize", "select": "export"}.get(name, name)
+        return table_of(self.name)
 
     def group(self, name: str) -> Group:
         """The group of that name. Raises KeyError."""
@@ -164,6 +163,12 @@ class Plan:
             if not stage["groups"]:
                 del stage["groups"], stage["het"]
         return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def table_of(stage: str) -> str:
+    """The table under the recipe's [resources] of the stage of that name."""
+    name = stage.partition(".")[0]  # of an array of a sweep's points: "train.0"
+    return {"evaluate-quantized": "quantize", "select": "export"}.get(name, name)
 
 
 def job_comment(run_id: str, stage: str) -> str:

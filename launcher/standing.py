@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.arrays import of_point, stages_of_point, units
 from launcher.failures import Failure, first_failure
-from launcher.plan import Plan, Stage
+from launcher.plan import Plan, Stage, table_of
 from launcher.record import Event, read_events, read_json
 from launcher.rundir import RunDir
 from launcher.scheduler import Job
@@ -301,7 +301,7 @@ def failure_report(files: RunDir, stage: str, attempt: int) -> dict[str, Any]:
     """What is known of the rank that failed first in an attempt: rank, node, kind, error, hint; and where it could
     write a report, error_class and exit_code. Empty where nothing is known."""
     folder = ended_by(files, stage, attempt)
-    failure = first_failure(folder, stage)
+    failure = first_failure(folder, table_of(stage))
     if failure is None:
         return {}
     own = [folder / f"{name}-{failure.rank}.json" for name in ("fatal", "failure")]
@@ -311,7 +311,7 @@ def failure_report(files: RunDir, stage: str, attempt: int) -> dict[str, Any]:
 def newest_failure(files: RunDir, stage: str, attempt: int) -> tuple[int, Failure] | None:
     """The newest attempt up to this one that failed, and the rank that failed first in it."""
     for number in range(attempt, 0, -1):
-        if failure := first_failure(ended_by(files, stage, number), stage):
+        if failure := first_failure(ended_by(files, stage, number), table_of(stage)):
             return number, failure
     return None
 

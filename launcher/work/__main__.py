@@ -75,7 +75,7 @@ def _failed(context: Context, error: BaseException) -> int:
                 "error_class": error_class,
                 "exit_code": code,
                 # an error of ours has it in its text
-                "hint": "" if getattr(error, "hint", "") else found.hint.replace("{stage}", context.stage.name),
+                "hint": "" if getattr(error, "hint", "") else found.hint.replace("{table}", context.stage.table),
             },
         )
         if found.kind == NODE:

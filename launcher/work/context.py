@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class Context:
             minutes = self.stage.resources.time_limit_minutes
             raise WorkerError(
                 f"{self.stage.name} is not done within its time limit of {minutes} minutes",
-                where=f"resources.{self.stage.name}.time_limit",
+                where=f"resources.{self.stage.table}.time_limit",
                 hint="raise it and submit again",
             )
         raise Requeue(signal.Signals(self.stop_signal).name)
@@ -199,16 +199,6 @@ class Context:
     def _stop_waiting(self) -> None:
         if self.stop_requested:
             raise Requeue(signal.Signals(self.stop_signal).name)
-
-
-def wait_for(ready: Callable[[], Any], *, timeout_seconds: float, what: str) -> Any:
-    """Poll until `ready` returns something true. Raises TimeoutError that names what is late."""
-    deadline = time.monotonic() + timeout_seconds
-    while not (found := ready()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout_seconds:.0f} s for {what}")
-        time.sleep(0.2)
-    return found
 
 
 def from_environment(plan: Plan, stage_name: str, environ: Mapping[str, str]) -> Context:
