@@ -79,7 +79,10 @@ def sample(context, world, act):
     listener = socket.create_server(("", 0))
     listener.settimeout(0.1)
     context.announce("samples", listener.getsockname()[1])
-    if act == "crash":
+    if act == "hung" and context.is_main:  # what the ranks leave that found it out
+        for name in ("hang", "hang-0.json", "hang-on-local3"):
+            (context.files.ranks(context.stage.name, context.attempt, context.group) / name).touch()
+    if act in ("crash", "hung"):
         time.sleep(1)
         if context.rank == context.world_size - 1:
             os.kill(os.getpid(), signal.SIGKILL)

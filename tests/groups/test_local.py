@@ -34,7 +34,7 @@ def start(tmp_path: Path) -> Start:
         scheduler = open_scheduler("local", state_dir=tmp_path / "state", machine=machine)
         groups = [group("train", **(train or {})), group("sample", **(sample or {}))]
         stage = staged(groups, site("local", nodes=nodes, gpus=gpus))
-        return Together(tmp_path / "a run", scheduler, stage, acts, 0.1)
+        return Together(tmp_path / "a run [1]", scheduler, stage, acts, 0.1)
 
     return start
 
@@ -92,6 +92,14 @@ def test_a_sampler_that_crashes_is_started_again(start: Start) -> None:
     assert len(run.began("train")) == 2
     assert run.attempts("rl") == ["work"]
     assert "group sample is started again (1 of 1)" in run.batch_log
+
+
+def test_a_sampler_that_hung_is_not_taken_for_hung_again(start: Start) -> None:
+    sample = {"essential": False, "max_restarts": 1}
+    run = start({"sample.1.1": "hung", "train.1.1": "late"}, sample=sample)
+    assert run.ended("rl").state is State.COMPLETED
+    assert run.metrics["start"] == 2
+    assert not list(run.files.ranks("rl", 1, "sample").glob("hang*"))
 
 
 @pytest.mark.parametrize(("act", "restarts", "starts"), [("net", 1, 2), ("wrong", 5, 1)])

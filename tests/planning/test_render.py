@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -309,6 +310,14 @@ def test_signals_reach_the_step_and_its_code_is_kept(
         assert batch.wait(timeout=30) == code
     finally:
         batch.kill()
+
+
+def test_empty_arrays_do_not_end_an_old_bash() -> None:
+    """With set -u, bash before 4.4 takes "${empty[@]}" for a variable that is not set."""
+    text = "".join(path.read_text() for path in assets.folder("templates").glob("*.j2"))
+    guarded = re.sub(r'\$\{(\w+)\[@\]\+"\$\{\1\[@\]\}"\}', "", text)
+    assert not re.findall(r"\$\{\w+\[[@*]\]", guarded)
+    assert guarded != text
 
 
 def test_a_cancelled_stage_is_not_run_again(tmp_path: Path, stubs: Path) -> None:

@@ -69,12 +69,13 @@ run_group() {
 }
 start() {
   starts[$1]=$((${starts[$1]:-0} + 1)) ranks=$logs/attempt-$attempt/${names[$1]}
+  rm -f "$ranks"/hang* # what an earlier start's ranks told each other would end this one
   SWIFTLAUNCH_GROUP=${names[$1]} SWIFTLAUNCH_GROUP_START=${starts[$1]} run_group "$1" &
   steps[$1]=$!
 }
 signal_groups() { # signal all groups that still run; code 1 if there are none
   local step told=1
-  for step in "${steps[@]}"; do [ -z "$step" ] || ! kill -s "$1" "$step" 2>/dev/null || told=0; done
+  for step in ${steps[@]+"${steps[@]}"}; do [ -z "$step" ] || ! kill -s "$1" "$step" 2>/dev/null || told=0; done
   return "$told"
 }
 names=(train sample)
@@ -96,7 +97,7 @@ while [ -z "$ended" ]; do
     echo "swiftlaunch: group ${names[group]} of $stage attempt $attempt ended with code $code" >&2
     if [[ $group -eq 0 || $failed -eq 1 && ${essential[group]} -eq 1 ]]; then
       ended=$group && break
-    elif [[ $failed -eq 0 || $code -eq 75 || $code -eq 78 || ${starts[group]} -gt ${restarts[group]} ]] || compgen -G "$ranks/fatal-*" >&2; then
+    elif [[ $failed -eq 0 || $code -eq 75 || $code -eq 78 || ${starts[group]} -gt ${restarts[group]} || -n $(find "$ranks" -name 'fatal-*' -print -quit) ]]; then
       echo "swiftlaunch: the others go on without group ${names[group]}" >&2
     else
       echo "swiftlaunch: group ${names[group]} is started again (${starts[group]} of ${restarts[group]})" >&2
