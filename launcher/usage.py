@@ -117,7 +117,7 @@ def _needs(stage: Stage, used: StageUse, runs: Sequence[Use]) -> Iterator[tuple[
     elif used.state.succeeded and stage.worker != "serve":  # a server runs for as long as it was told to
         minutes = TIME_MARGIN * _longest(runs) / 60 + TIME_EXTRA_MINUTES
         yield "time_limit", max(LEAST_MINUTES, 5 * math.ceil(minutes / 5))
-    if used.state.succeeded and used.cpu_seconds and not need.gpus_per_node:
+    if used.state.succeeded and used.cpu_seconds and used.cpu_seconds_given and not need.gpus_per_node:
         share = used.cpu_seconds / used.cpu_seconds_given
         few = math.ceil(need.cpus_per_task * share * CPU_MARGIN)
         yield "cpus_per_task", few if share < CPU_SHARE else need.cpus_per_task

@@ -145,7 +145,7 @@ def test_usage_adds_up_all_runs(with_limits: Cluster, tmp_path: Path) -> None:
     train = stages["train"]
     assert train["runs"] == 2
     assert train["cut_seconds"] >= 2
-    assert train["seconds"] > train["cut_seconds"]
+    assert train["seconds"] >= train["cut_seconds"]  # the second run may take less than a second
     assert train["peak_mib"] is None or 10 < train["peak_mib"] < 2000
     assert train["needs"]["time_limit"] == 10
     assert "[resources.train]" in found["recipe"]
