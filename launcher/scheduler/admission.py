@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from launcher.errors import Fault, SchedulerError
 from launcher.plan import Plan, Resources, Stage
+from launcher.scheduler.process import hiding
 from launcher.scheduler.slurm import ask
 from launcher.scheduler.slurm import limits as rules
 from launcher.scheduler.slurm.client import SlurmScheduler
@@ -65,7 +66,7 @@ def look(
         return Admission(trouble="Slurm's controller does not answer `scontrol ping`")
     stages = [stage for stage in plan.stages if stage.name in scripts]
     try:
-        with ThreadPoolExecutor(max_workers=4) as pool:
+        with hiding(plan.secrets), ThreadPoolExecutor(max_workers=4) as pool:  # sbatch sends its environment along
             asked = pool.submit(_outlooks, scripts)
             policy, outlooks = _policy(stages, pool), asked.result()
         doubtful, notes = _not_now(outlooks)

@@ -136,3 +136,11 @@ def test_without_slurm_or_an_answer(commands: Path) -> None:
     assert not (commands / "sbatch.args").exists()
     (commands / "sbatch").unlink()
     assert look(plan(), SCRIPTS).trouble == "sbatch is not on PATH"
+
+
+def test_secrets_stay_here(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("OTHER", "other")
+    command(commands, "sbatch", f'echo "$OTHER $HF_TOKEN" >{commands}/environ')
+    look(replace(plan(), secrets=("HF_TOKEN",)), SCRIPTS)
+    assert (commands / "environ").read_text().split() == ["other"]
