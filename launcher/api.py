@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,20 +58,24 @@ class Run:
         return f"Run({self.run_id!r})"
 
     def status(self) -> RunStatus:
-        """How the run stands now, as `swiftlaunch status` shows it. Asks the scheduler once."""
-        return watch.refresh(self.run_dir)
+        """How the run stands now, as `swiftlaunch status` shows it. Asks the scheduler once; where that does not answer,
+        `trouble` says so and the states are what the run directory proves."""
+        return watch.refresh_or_trouble(self.run_dir)
 
     def wait(self, timeout: float | None = None, poll: float | None = None) -> RunStatus:
         """Wait until the run has ended, well or badly, and return how it stands.
 
-        `timeout` and `poll` (time between two looks) are in seconds. Raises WaitTimeout, a TimeoutError.
+        A scheduler that does not answer is waited for, with a warning. `timeout` and `poll` (time between two looks) are in seconds. Raises WaitTimeout, a TimeoutError.
         """
         interval = watch.INTERVAL_SECONDS[self._row.scheduler] if poll is None else poll
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not (status := self.status()).ended:
+        while not (status := self.status()).ended or status.trouble:
+            if status.trouble:
+                warnings.warn(f"{self.run_id}: {status.trouble}", RuntimeWarning, stacklevel=2)
             left = interval if deadline is None else deadline - time.monotonic()
             if left <= 0:
-                raise WaitTimeout(f"{status.state} after {timeout:g} s", where=self.run_id, hint="the run goes on")
+                hint = status.trouble or "the run goes on"
+                raise WaitTimeout(f"{status.state} after {timeout:g} s", where=self.run_id, hint=hint)
             time.sleep(min(interval, left))
         return status
 

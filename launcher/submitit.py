@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
-from submitit.core import core, utils
+from submitit.core import core, logger, utils
 
-from launcher.errors import Fault, InputError, UserError
+from launcher.errors import Fault, InputError, SchedulerError, UserError
 from launcher.plan import CALL
 from launcher.record import read_json, write_json
 from launcher.rundir import RunDir
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from launcher.api import Run
     from launcher.planner.call import CallRequest
     from launcher.prepare import Prepared
+    from launcher.scheduler import Job
 
 _NOT_YET_SECONDS = 10.0  # for so long a job that was preempted, or lost its node, may not have been put back yet
 _AT_ONCE = 256  # of an array, as with submitit's own executor
@@ -116,19 +117,35 @@ class Watcher(core.InfoWatcher):
         super().__init__(delay_s=_ASK_SECONDS)
         self._kind = kind
         self._ended: dict[str, float] = {}  # when a job was first seen ended
+        self.folders: dict[str, Path] = {}  # where jobs work
 
     def update(self) -> None:
-        """Ask for every job that has not ended."""
+        """Ask for every job that has not ended; without an answer what is known stays, with a warning."""
         from launcher.scheduler import default_state_dir, open_scheduler
 
         waiting = sorted(self._registered - self._finished)
         if waiting:
             self._num_calls += 1
-            jobs = open_scheduler(self._kind, state_dir=default_state_dir()).jobs(waiting)
+            try:
+                jobs = open_scheduler(self._kind, state_dir=default_state_dir()).jobs(waiting)
+            except SchedulerError as error:
+                logger.get_logger().warning(f"{error}; the states of jobs are those of before")
+                jobs = {}
             for job_id, job in jobs.items():
-                self._info_dict[job_id] = {"JobID": job_id, "State": job.state.value, "NodeList": job.nodes}
+                state = self._proven(job_id, job) if job.state is State.UNKNOWN else job.state
+                self._info_dict[job_id] = {"JobID": job_id, "State": state.value, "NodeList": job.nodes}
         self._last_status_check = time.time()
         self._finished.update(job_id for job_id in waiting if self.is_done(job_id, mode="cache"))
+
+    def _proven(self, job_id: str, job: Job) -> State:
+        """What the files say of a job that the scheduler does not know: without accounting it forgets those that ended."""
+        from launcher.standing import stage_status
+        from launcher.watch import load_plan
+
+        folder = self.folders.get(job_id)
+        if folder is None or not folder.is_dir():
+            return job.state
+        return stage_status(RunDir(folder), load_plan(folder).stage(CALL), job, []).state
 
     def get_state(self, job_id: str, mode: str = "standard") -> str:
         """One of swiftlaunch's states (launcher.states), which are Slurm's own words where both have the state."""
@@ -157,13 +174,16 @@ class SwiftlaunchJob(core.Job[core.R]):
     def __init__(self, folder: Path | str, job_id: str, tasks: Sequence[int] = (0,)) -> None:
         known = _read_pointer(Path(folder), job_id)
         self._run, self._unit, self._kind = known["run"], known["unit"], known["scheduler"]
+        self._works_in = Path(known["folder"])
         super().__init__(folder, job_id, tasks)
         self._paths = SwiftlaunchPaths(folder, job_id=job_id, task_id=self.task_id)
 
     @property
     def watcher(self) -> Watcher:  # type: ignore[override]
         """The one that asks this job's scheduler."""
-        return _watchers.setdefault(self._kind, Watcher(self._kind))
+        found = _watchers.setdefault(self._kind, Watcher(self._kind))
+        found.folders[self.job_id] = self._works_in
+        return found
 
     @property
     def run(self) -> Run:

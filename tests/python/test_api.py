@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import launcher
-from launcher.errors import InputError, WaitTimeout
+from launcher import watch
+from launcher.errors import InputError, SchedulerError, WaitTimeout
+from launcher.scheduler import Scheduler
 from tests.chain.conftest import GOOD, User
 
 pytestmark = pytest.mark.unit
@@ -74,6 +77,29 @@ def test_wait_cancel_and_resume() -> None:
     assert "train" in run.resume()
     run.cancel()
     run.wait(timeout=60, poll=POLL)
+
+
+@pytest.mark.usefixtures("here", "workers")
+def test_a_scheduler_that_does_not_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = launcher.submit("recipe.toml", site="./here.toml")
+    answers = watch.open_scheduler
+    asked = []
+
+    def restarting(kind: str, *, state_dir: Path) -> Scheduler:
+        asked.append(kind)
+        if len(asked) < 4:
+            raise SchedulerError("squeue failed: Connection refused")
+        return answers(kind, state_dir=state_dir)
+
+    monkeypatch.setattr(watch, "open_scheduler", restarting)
+    assert run.status().trouble == "squeue failed: Connection refused"
+    with pytest.warns(RuntimeWarning, match="Connection refused"):
+        assert list(run.results(timeout=90, poll=POLL)) == [stage.name for stage in run.plan.stages]
+    asked.clear()
+    monkeypatch.setattr(run, "status", lambda: replace(watch.refresh(run.run_dir), trouble="down", state="UNKNOWN"))
+    asked.extend("...")
+    with pytest.warns(RuntimeWarning), pytest.raises(WaitTimeout, match="down"):
+        run.wait(timeout=0.2, poll=POLL)
 
 
 def test_faults_are_all_told_and_nothing_is_submitted(here: User) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import submitit
 
 import launcher
 import launcher.submitit
-from launcher.errors import InputError, UserError
+from launcher.errors import InputError, SchedulerError, UserError
+from launcher.scheduler import Job
 from launcher.submitit import SwiftlaunchExecutor, SwiftlaunchJob
 from tests.chain.conftest import User
 from tests.python import functions
@@ -148,6 +150,35 @@ def test_cancel_and_resume_keep_the_state(executor: submitit.AutoExecutor, here:
     assert job.result() == [None, "1"]
     assert "counting [None]" in (job.stdout() or "")
     assert "counting [None, '1']" in (job.stdout() or "")
+
+
+def test_a_scheduler_that_does_not_answer_or_has_forgotten(
+    executor: submitit.AutoExecutor, here: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("submitit").addHandler(caplog.handler)  # it hands nothing on to the root
+    job = executor.submit(functions.wait, 600)
+    until(lambda: "waiting" in (job.stdout() or ""))
+    until(lambda: job.watcher.get_state(job.job_id, mode="force") == "RUNNING")
+
+    class Silent:
+        def jobs(self, ids: Sequence[str]) -> dict[str, Job]:
+            raise SchedulerError("squeue failed: Unable to contact slurm controller (connect failure)")
+
+    class Forgetful:
+        def jobs(self, ids: Sequence[str]) -> dict[str, Job]:
+            return {job_id: Job(job_id) for job_id in ids}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("launcher.scheduler.open_scheduler", lambda *_, **__: Silent())
+        asked = job.watcher.num_calls
+        until(lambda: job.done(force_check=True) or job.watcher.num_calls > asked + 1)
+        assert job.watcher.get_state(job.job_id, mode="cache") == "RUNNING"
+        assert "Unable to contact slurm controller" in caplog.text
+    job.cancel()
+    with monkeypatch.context() as patch:
+        patch.setattr("launcher.scheduler.open_scheduler", lambda *_, **__: Forgetful())
+        until(lambda: pickle.loads(pickle.dumps(job)).done(force_check=True))
+        assert job.state == "CANCELLED"
 
 
 def test_the_state_is_saved_while_it_runs_where_that_is_asked_for(executor: submitit.AutoExecutor, here: User) -> None:
