@@ -58,14 +58,17 @@ class Run:
         return f"Run({self.run_id!r})"
 
     def status(self) -> RunStatus:
-        """How the run stands now, as `swiftlaunch status` shows it. Asks the scheduler once; where that does not answer,
-        `trouble` says so and the states are what the run directory proves."""
+        """How the run stands now, as `swiftlaunch status` shows it. Asks the scheduler once.
+
+        Where that does not answer `trouble` says so, and the states are what the run directory proves.
+        """
         return watch.refresh_or_trouble(self.run_dir)
 
     def wait(self, timeout: float | None = None, poll: float | None = None) -> RunStatus:
         """Wait until the run has ended, well or badly, and return how it stands.
 
-        A scheduler that does not answer is waited for, with a warning. `timeout` and `poll` (time between two looks) are in seconds. Raises WaitTimeout, a TimeoutError.
+        A scheduler that does not answer is waited for, with a warning. `timeout` and `poll` (time between two looks)
+        are in seconds. Raises WaitTimeout, a TimeoutError.
         """
         interval = watch.INTERVAL_SECONDS[self._row.scheduler] if poll is None else poll
         deadline = None if timeout is None else time.monotonic() + timeout
