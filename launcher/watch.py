@@ -20,6 +20,7 @@ from launcher.sweep import point_files, read_sweep, split_point, sweep_above
 # Seconds between two looks. Slurm's controller serves a whole centre, the local scheduler this user.
 INTERVAL_SECONDS = {"local": 1.0, "slurm": 10.0}
 _A_DAY = 86400.0
+_CLOCK_SKEW_SECONDS = 60.0  # between the file system's clock and the controller's
 
 
 def find_run(known: Registry, text: str) -> RunRow:
@@ -176,13 +177,14 @@ def noted_states(runs: Sequence[tuple[Plan, Path]], scheduler: Scheduler) -> dic
     """
     newest: dict[tuple[Path, str], Noted] = {}
     began = time.time()
+    written: dict[Path, tuple[str, float]] = {}  # the name of a run, and when its folder was written
     for plan, run_dir in runs:
         files = RunDir(run_dir)
-        began = min(began, files.plan.stat().st_mtime - _A_DAY)
+        written[run_dir] = plan.name, files.plan.stat().st_mtime
+        began = min(began, written[run_dir][1] - _A_DAY)
         newest |= {(run_dir, name): job for name, job in noted_jobs(plan, files).items()}
     ids = sorted({job_id for job in newest.values() for job_id in (*job.earlier, job.job_id) if job_id})
     found = scheduler.jobs(ids, since=min(began, time.time() - 90 * _A_DAY)) if ids else {}
-    # a job with another comment is not ours: a controller that crashed gives the ids of jobs that it lost again
     jobs = {
         key: _that_counts(ours)
         for key, noted in newest.items()
@@ -191,12 +193,25 @@ def noted_states(runs: Sequence[tuple[Plan, Path]], scheduler: Scheduler) -> dic
             ours := [
                 found[job_id]
                 for job_id in (*noted.earlier, noted.job_id)
-                if job_id in found and found[job_id].comment in ("", noted.comment)
+                if job_id in found and _is_ours(found[job_id], noted, *written[key[0]])
             ]
         )
     }
     jobs |= _found_by_comment(scheduler, {key: job for key, job in newest.items() if key not in jobs}, began)
     return {run_dir: {stage: jobs[at, stage] for at, stage in jobs if at == run_dir} for _, run_dir in runs}
+
+
+def _is_ours(job: Job, noted: Noted, run_name: str, written: float) -> bool:
+    """Whether this job is the noted one: a controller that crashed gives the ids of jobs that it lost again.
+
+    Sites may rewrite comments at submission (job_submit.lua); then the job's name tells, and that it is not older than
+    the run, which was `written` then (Unix seconds). Not that it is no younger: a requeued job is submitted anew.
+    """
+    if job.comment in ("", noted.comment):
+        return True
+    called = noted.comment.rpartition(":")[2]
+    too_old = job.submitted is not None and job.submitted < written - _CLOCK_SKEW_SECONDS
+    return job.name == f"{run_name}:{called}" and not too_old and not job.comment.startswith("swiftlaunch:")
 
 
 def _that_counts(jobs: Sequence[Job]) -> Job:
