@@ -108,6 +108,11 @@ class Unit:
     point: Point | None = None
 
     @property
+    def script(self) -> str:
+        """What its script is called: that of an array, or of its stage."""
+        return self.stage.name if self.point is None else array_name(self.stage.name, self.point.array)
+
+    @property
     def done(self) -> bool:
         """Whether it has succeeded."""
         return self.files is not None and self.files.result(self.stage.name).exists()
@@ -142,8 +147,13 @@ def resume_sweep(
     scheduler: Scheduler,
     active_jobs: Callable[[], Mapping[str, str]],
     only: Collection[str] | None,
+    admit: Callable[[Collection[Unit], int], None],
 ) -> list[str]:
-    """As `submission.resume`, for a sweep; call it with the run's lock."""
+    """As `submission.resume`, for a sweep; call it with the run's lock.
+
+    `admit` gets what is to be submitted, and how many jobs leave the queue for it, before anything is changed; it
+    raises where the scheduler would refuse.
+    """
     sweep = read_sweep(files)
     assert sweep is not None
     _find_cut(plan, files, scheduler)
@@ -156,6 +166,7 @@ def resume_sweep(
             pending[unit.name] = unit
     noted = noted_jobs(plan, files)
     replaced = [name for name in pending if name in active]
+    admit(pending.values(), len(replaced))
     every = [job_id for name in replaced for job_id in (*noted[name].earlier, noted[name].job_id, active.pop(name))]
     scheduler.cancel(sorted(set(every) - {""}))
     for unit in pending.values():

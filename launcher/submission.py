@@ -7,13 +7,17 @@ import os
 import shlex
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from launcher import assets
 from launcher.arrays import (
     LOOKS,
+    Unit,
     find_cut,
     forgive,
     ids_to_cancel,
@@ -24,7 +28,7 @@ from launcher.arrays import (
     write_points,
 )
 from launcher.errors import Fault, InputError, SchedulerError, SwiftlaunchError, UserError
-from launcher.plan import CALL, Plan, Stage, job_comment
+from launcher.plan import CALL, Plan, Stage, from_json, job_comment
 from launcher.prepare import Prepared, arranged, as_submitted
 from launcher.record import read_json, write_json, write_text
 from launcher.registry import Registry, RunRow, registry_path
@@ -35,7 +39,7 @@ from launcher.scheduler.base import Job, Machine
 from launcher.scheduler.process import handing_on, hiding
 from launcher.sites import Site, usable_python
 from launcher.states import State
-from launcher.sweep import SELECT, Sweep, array_name, point_files, read_sweep
+from launcher.sweep import Sweep, array_name, point_files, read_sweep
 
 # What a job imports: words and records, and work/. Everything else stays on the login node.
 _SNAPSHOT = (
@@ -55,9 +59,6 @@ _SNAPSHOT = (
     "submitit.py",  # only because submitit looks for its executors in jobs too
     "work",
 )
-
-# Every name that a stage can have.
-_STAGES = ("baseline", "train", "export", "evaluate", "quantize", "evaluate-quantized", "serve", SELECT, CALL)
 
 _A_DAY = 86400.0
 
@@ -123,7 +124,7 @@ def resume(
 
     with _locked(run_dir):
         if files.sweep.exists():
-            return resume_sweep(plan, files, scheduler, known, only)
+            return resume_sweep(plan, files, scheduler, known, only, partial(_admit_units, plan, files))
         noted: dict[str, list[str]] = read_json(files.jobs) or {}
         if find_cut(plan.run_id, scheduler, noted):
             write_json(files.jobs, noted)
@@ -176,17 +177,8 @@ def _all_jobs(plan: Plan, stage: str, job_id: str, noted: Mapping[str, list[str]
 def cancel_without_folder(run: RunRow) -> list[str]:
     """Cancel the jobs of a run whose directory is gone, found by their comments; returns their ids."""
     scheduler = open_scheduler(run.scheduler, state_dir=default_state_dir())
-    since = run.submitted - _A_DAY
-    found = scheduler.find_all([job_comment(run.run_id, stage) for stage in _STAGES], since=since)
-    number = 0  # of a sweep's arrays, whose number nobody knows any more
-    while True:
-        comments = [job_comment(run.run_id, array_name(stage, number)) for stage in _STAGES]
-        arrays = scheduler.find_all(comments, since=since)
-        if not any(arrays.values()):
-            break
-        found |= arrays
-        number += 1
-    ids = [job.job_id for jobs in found.values() for job in jobs if not job.state.terminal]
+    jobs = scheduler.find_below(job_comment(run.run_id, ""), since=run.submitted - _A_DAY)
+    ids = [job.job_id for job in jobs if not job.state.terminal]
     scheduler.cancel(ids)
     return ids
 
@@ -204,6 +196,21 @@ def _admitted(
     if answer.faults:
         raise InputError(answer.faults)
     return answer
+
+
+def _admit_units(plan: Plan, files: RunDir, pending: Collection[Unit], replaced: int) -> None:
+    """As `_admitted`, for what is to be submitted of a sweep: of each script as many jobs as there are units."""
+    if plan.scheduler != "slurm" or not pending:
+        return
+    stages: dict[str, Stage] = {}
+    for unit in pending:
+        if unit.script not in stages:  # points of different arrays may ask for different resources
+            own = unit.files if unit.point else None
+            stage = from_json(own.plan.read_text(encoding="utf-8")).stage(unit.stage.name) if own else unit.stage
+            stages[unit.script] = replace(stage, name=unit.script)
+    scripts = {name: files.script(name).read_text(encoding="utf-8") for name in stages}
+    tasks = Counter(unit.script for unit in pending)
+    _admitted(replace(plan, stages=tuple(stages.values())), scripts, tasks, replaced=replaced)
 
 
 def _submit_stages(plan: Plan, scheduler: Scheduler, *, pending: Sequence[Stage], active: Mapping[str, str]) -> None:

@@ -100,6 +100,10 @@ class Scheduler(Protocol):
         """As `find`, for several comments in one refresh."""
         ...
 
+    def find_below(self, prefix: str, *, since: float | None = None) -> list[Job]:
+        """As `find`, for all comments that start like this."""
+        ...
+
     def use(self, ids: Sequence[str], *, since: float | None = None) -> list[Use]:
         """What the jobs of these ids have used so far, each run of each, in their order; `since` as for `jobs`.
 

@@ -38,6 +38,8 @@ def test_find_sees_what_never_started(slurm: Scheduler, tmp_path: Path) -> None:
         (held, State.PENDING),
         (waiting, State.PENDING),
     ]
+    assert slurm.find_below("nev") == slurm.find("never")
+    assert slurm.find_below("ever") == []
     slurm.cancel([held])
     assert slurm.find("never")[0].state is State.CANCELLED
     another = open_scheduler("slurm", state_dir=Path("/nonexistent"))  # which has not just submitted it itself

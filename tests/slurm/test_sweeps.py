@@ -75,6 +75,28 @@ def test_the_best_point_goes_on(user: Sweeper) -> None:
     assert (files.best / "stages/quantize/artifact/made by").read_text() == "quantize 0.2"
 
 
+def test_nothing_is_cancelled_for_what_slurm_would_refuse(user: Sweeper, cluster: Cluster) -> None:
+    files = user.submit('parameters."train.learning_rate" = [0.5, 0.25]\nthen = "best"\n')
+    user.until(files.root.name, lambda found: (found["points"]["train"] or {}) == {"FAILED": 1, "RUNNING": 1})
+    (select,) = read_json(files.jobs)["select"]
+    script = files.script("train.0")
+    taken = script.read_text()
+    script.write_text(taken.replace("#!/bin/bash\n", "#!/bin/bash\n#SBATCH --partition=gone\n"))
+    calls(user, "scancel")
+    (files.points(0) / "0/mended").touch()
+    words = user.swiftlaunch("resume", files.root.name)
+    assert words.returncode == 2
+    assert "stage train.0" in words.stderr
+    assert "invalid partition" in words.stderr
+    assert calls(user, "scancel") == []
+    script.write_text(taken)
+    resumed = user.run("resume", files.root.name).split()
+    assert "train/0" in resumed
+    assert select in " ".join(calls(user, "scancel"))
+    (files.points(0) / "1/go on").touch()
+    assert user.ended(files.root.name)["state"] == "COMPLETED"
+
+
 def test_one_point_is_cancelled_and_the_others_go_on(user: Sweeper) -> None:
     files = user.submit('parameters."train.learning_rate" = [0.25, 0.1]\n')
     user.until(files.root.name, lambda found: (files.points(0) / "0/logs/train/attempt-1/rank-0.log").exists())

@@ -92,10 +92,12 @@ class LocalScheduler:
     def find(self, comment: str, *, since: float | None = None) -> list[Job]:
         """See Scheduler.find."""
         self._pick_up()
-        whole: dict[str, list[Row]] = {}
-        for row in self._table.by_comment(comment):
-            whole.setdefault(str(row.submission), []).append(row)
-        return [_job(job_id, rows) for job_id, rows in whole.items()]
+        return _whole(self._table.by_comment(comment))
+
+    def find_below(self, prefix: str, *, since: float | None = None) -> list[Job]:
+        """See Scheduler.find_below."""
+        self._pick_up()
+        return _whole(self._table.by_start_of_comment(prefix))
 
     def use(self, ids: Sequence[str], *, since: float | None = None) -> list[Use]:
         """See Scheduler.use. Only runs that have ended are known."""
@@ -146,6 +148,14 @@ def _use(row: Row, state: State, ended: Mapping[str, Any]) -> Use:
         cpu_seconds=float(ended["cpu_seconds"]),
         peak_mib=float(ended["largest_process_mib"]) * need.tasks_per_node,
     )
+
+
+def _whole(rows: Sequence[Row]) -> list[Job]:
+    """The jobs, arrays as one."""
+    whole: dict[str, list[Row]] = {}
+    for row in rows:
+        whole.setdefault(str(row.submission), []).append(row)
+    return [_job(job_id, tasks) for job_id, tasks in whole.items()]
 
 
 def _job(job_id: str, rows: Sequence[Row]) -> Job:

@@ -155,6 +155,9 @@ class Table:
     def by_comment(self, comment: str) -> list[Row]:
         return self._rows("WHERE comment = :comment", {"comment": comment})
 
+    def by_start_of_comment(self, text: str) -> list[Row]:
+        return self._rows("WHERE substr(comment, 1, length(:text)) = :text", {"text": text})
+
     def by_id(self, number: int) -> Row:
         """Raises KeyError."""
         rows = self._rows("WHERE id = :id", {"id": number})

@@ -167,13 +167,12 @@ class SlurmScheduler:
         """
         if not comments:
             return {}
-        known = merge(self._squeue(["--me"]), self._sacct(["--endtime=now", f"--state={_ALL_STATES}"], since))
-        found: dict[str, list[Job]] = {}
-        for comment in comments:
-            ids = {master(job.job_id) for job in known if job.comment == comment}
-            jobs = [pick(job_id, known) for job_id in sorted(ids, key=int)]
-            found[comment] = sorted(jobs, key=lambda job: job.submitted or 0.0)  # ids may start again from 1
-        return found
+        known = self._mine(since)
+        return {comment: _with_comment(known, re.escape(comment)) for comment in comments}
+
+    def find_below(self, prefix: str, *, since: float | None = None) -> list[Job]:
+        """See Scheduler.find_below, and find_all."""
+        return _with_comment(self._mine(since), re.escape(prefix) + ".*")
 
     def use(self, ids: Sequence[str], *, since: float | None = None) -> list[Use]:
         """See Scheduler.use."""
@@ -207,6 +206,9 @@ class SlurmScheduler:
         if answer.returncode != 0 and not _only_ended(answer.stderr):
             raise ask.failure("scancel", answer)
 
+    def _mine(self, since: float | None) -> list[Job]:
+        return merge(self._squeue(["--me"]), self._sacct(["--endtime=now", f"--state={_ALL_STATES}"], since))
+
     def _squeue(self, which: Sequence[str]) -> list[Job]:
         # all states: for a while the controller knows how a job ended, where accounting lags or is missing
         answer = ask.ask(["squeue", "-h", "-r", "--states=all", "-o", SQUEUE_FORMAT, *which])
@@ -220,6 +222,13 @@ class SlurmScheduler:
         except SchedulerError:
             return []  # some sites have no accounting: squeue alone has to do
         return parse_sacct(answer.stdout) if answer.returncode == 0 else []
+
+
+def _with_comment(known: Sequence[Job], pattern: str) -> list[Job]:
+    """The jobs, arrays as one, whose comment matches as a whole, oldest first; ids may start again from 1."""
+    ids = {master(job.job_id) for job in known if re.fullmatch(pattern, job.comment)}
+    jobs = [pick(job_id, known) for job_id in sorted(ids, key=int)]
+    return sorted(jobs, key=lambda job: job.submitted or 0.0)
 
 
 def _start(since: float | None) -> str:
