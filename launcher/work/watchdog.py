@@ -63,7 +63,6 @@ class Watchdog:
         self._intervals: deque[float] = deque(maxlen=_INTERVALS)
         self._stacks: IO[str] | None = None
         self._over = threading.Event()
-        self._testified = False
 
     def start(self) -> None:
         """Begin to watch; without a factor nothing is watched."""
@@ -74,8 +73,9 @@ class Watchdog:
         """The worker has ended, well or not: whatever takes long now is no hang."""
         self._over.set()
         faulthandler.cancel_dump_traceback_later()
-        if self._stacks is not None and not os.fstat(self._stacks.fileno()).st_size:
-            self._path("stacks", "txt").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if self._stacks is not None and not os.fstat(self._stacks.fileno()).st_size:
+                self._path("stacks", "txt").unlink(missing_ok=True)
 
     def expect_steps(self) -> None:
         """From now on steps follow each other; the first one may take long."""
@@ -124,11 +124,19 @@ class Watchdog:
                 self._silent += min(now - last, 3 * self._poll)
                 silent, limit = self._silent, self._limit()
             last = now
-            self._arm(limit - silent)
-            if self._path("hang", "", "").exists():
-                self._as_a_witness()
-            elif silent > limit:
-                self._as_the_finder(silent, limit)
+            try:
+                self._look(silent, limit)
+            except OSError:  # the run's file system: that is not the rank's fault, so its clock must not run on
+                faulthandler.cancel_dump_traceback_later()
+                if silent > limit + self._backstop:  # but one that hangs too ends, if without a word
+                    self._end()
+
+    def _look(self, silent: float, limit: float) -> None:
+        self._arm(limit - silent)
+        if self._path("hang", "", "").exists():
+            self._as_a_witness()
+        elif silent > limit:
+            self._as_the_finder(silent, limit)
 
     def _arm(self, seconds_left: float) -> None:
         """Set faulthandler's clock, which runs without the interpreter; a new one replaces the old one at once."""
@@ -168,8 +176,6 @@ class Watchdog:
 
     def _as_a_witness(self) -> None:
         """Another rank has found out: say where this one is, then leave the end to that rank."""
-        if self._testified:
-            return
         faulthandler.cancel_dump_traceback_later()
         self._testify()
         self._look_at_this_node()
@@ -177,7 +183,6 @@ class Watchdog:
             self._end()
 
     def _testify(self) -> None:
-        self._testified = True
         if self._stacks is None:
             self._stacks = self._path("stacks", "txt").open("a")
         faulthandler.dump_traceback(file=self._stacks, all_threads=True)
