@@ -138,7 +138,7 @@ class Watcher(core.InfoWatcher):
         self._finished.update(job_id for job_id in waiting if self.is_done(job_id, mode="cache"))
 
     def _proven(self, job_id: str, job: Job) -> State:
-        """What the files say of a job that the scheduler does not know: without accounting it forgets those that end."""
+        """What the files say of a job that the scheduler does not know: without accounting it forgets what ended."""
         from launcher.standing import stage_status
         from launcher.watch import load_plan
 

@@ -30,6 +30,8 @@ def run(context):
         while not (context.files.root / "go on").exists():
             context.raise_if_stopping()
             time.sleep(0.05)
+    if context.stage.worker == "train" and rate == 0.75 and context.attempt == 1:
+        raise ConnectionError("peer went away")
     read = context.options["model"].get("artifact_of")
     if read:
         text = (context.files.artifact(read) / "made by").read_text()

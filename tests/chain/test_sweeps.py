@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.record import read_json
+from launcher.record import read_events, read_json
+from launcher.rundir import RunDir
 from tests.chain.sweeps import Sweeper
 
 pytestmark = pytest.mark.unit
@@ -85,3 +86,21 @@ def test_what_points_share_is_done_once(user: Sweeper) -> None:
     assert [job["stage"] for job in read_json(files.arrays)] == ["quantize"]
     assert (files.points(0) / "1/stages/export/artifact/made by").is_file()
     assert found["state"] == "COMPLETED"
+
+
+def test_points_go_on_in_further_jobs(user: Sweeper) -> None:
+    """Where nothing is requeued every array has continuations, task by task."""
+    resume = '[resume]\nmode = "chain"\ncontinuations = 1\nbackoff_seconds = 0\n'
+    files = user.submit('parameters."train.learning_rate" = [0.75, 0.2]\n' + resume)
+    jobs = read_json(files.arrays)
+    assert [job["stage"] for job in jobs] == [
+        stage for stage in ("train", "export", "evaluate", "quantize") for _ in range(2)
+    ]
+    found = user.ended(files.root.name)
+    assert found["points"] == {stage: {"COMPLETED": 2} for stage in ("train", "export", "evaluate", "quantize")}
+    (train,) = [stage for stage in user.status(f"{files.root.name}/0")["stages"] if stage["name"] == "train"]
+    assert (train["attempts"], train["result"]["attempt"]) == (2, 2)
+    assert not (files.points(0) / "1/logs/train/attempt-2").exists()
+    events = read_events(RunDir(files.points(0) / "0").events, stage="train")
+    begun = [event["job_id"] for event in events if event["kind"] == "attempt_started"]
+    assert len(set(begun)) == 2  # job ids of tasks: the second is of the second array

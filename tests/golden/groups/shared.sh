@@ -118,21 +118,24 @@ done
 
 # 75: state saved, run me again; unasked and with a failure-* file it is only what srun stopped after a rank failed.
 # 78 or a fatal-* file: another attempt would end the same way. Completing for no reason, not preempted, and not
-# about to be started again: somebody called scancel.
+# about to be started again: somebody called scancel. Attempts up to number $forgiven came before a `resume`.
 here=$logs/attempt-$attempt crashes=0 streak=0 idle=0 why='' now=$(about "$job")
 fatal=$(find "$ranks" -name 'fatal-*' -print -quit) failed=$(find "$ranks" -name 'failure-*' -print -quit)
 [[ $code -eq 75 && ($asked -eq 1 || -z $failed) ]] || : >"$here/crashed"
-crashes=$(compgen -G "$logs/attempt-*/crashed" | wc -l)
+[[ ! $now =~ \ PreemptTime=[0-9] ]] || : >"$here/preempted"
+crashes=$(find "$logs/" -mindepth 2 -maxdepth 2 -name crashed | wc -l)
+forgiven=$(cat "$state/forgiven" 2>/dev/null || echo 0)
 while [ -e "$logs/attempt-$((attempt - streak))/crashed" ]; do streak=$((streak + 1)); done
-while [ -d "$logs/attempt-$((attempt - idle))" ] && [ ! -e "$logs/attempt-$((attempt - idle))/saved" ]; do
-  idle=$((idle + 1))
+for ((number = attempt; number > forgiven; number--)); do # stops that nobody else asked for and that saved nothing
+  [[ -d $logs/attempt-$number && ! -e $logs/attempt-$number/saved ]] || break
+  [ -e "$logs/attempt-$number/preempted" ] || idle=$((idle + 1))
 done
 if [[ $code -eq 78 || -n $fatal ]]; then
   why="another attempt would end the same way"
 elif [[ -e $state/cancelled || ($now =~ =COMPLETING\ Reason=None\ .*\ Restarts=${SLURM_RESTART_COUNT:-0}\  && ! $now =~ \ PreemptTime=[0-9]) ]]; then
   why="it was cancelled"
-elif find "$ranks" \( -name 'step.log' -o -name 'rank-*.log' \) -exec tail -qc 4096 {} + |
-  grep -E 'srun: error: .*: Out Of Memory|slurmstepd.*: error: .*([Oo][Oo][Mm][-_ ][Kk]ill|exceeded (job|step|virtual|memory)[^,]* limit)|slurmstepd.*: error: (Step|StepId=|Job)[^ ]* .*exceeded memory limit' >/dev/null; then
+elif grep -qE 'srun: error: .*: Out Of Memory|slurmstepd.*: error: .*([Oo][Oo][Mm][-_ ][Kk]ill|exceeded (job|step|virtual|memory)[^,]* limit)|slurmstepd.*: error: (Step|StepId=|Job)[^ ]* .*exceeded memory limit' \
+  <(find "$ranks" \( -name 'step.log' -o -name 'rank-*.log' \) -exec tail -qc 4096 {} +); then
   why="it ran out of memory"
 elif [ "$crashes" -ge 5 ]; then
   why="it crashed $crashes times"
@@ -153,19 +156,29 @@ echo $(($(date +%s) + delay)) >"$state/not-before"
   find "$here" -name 'sick-*' | sed 's/.*sick-//'
   sed -nE 's/^(srun: error: ([^ :]+): tasks? [^:]*: Bus error.*|srun: error: Task launch for .* failed on node ([^ :]+): .*)$/\2\3/p' "$ranks/step.log"
 } 2>/dev/null | sort -u >>"$state/excluded"
-usable=$(sinfo -h -N -p "${SLURM_JOB_PARTITION:-}" -t idle,alloc,mix,comp -o %N 2>/dev/null | sort -u |
-  grep -cvxFf "$state/excluded")
-[ "$usable" -ge "${SLURM_NNODES:-1}" ] || : >"$state/excluded" # a sick node is better than none
 excluded=$(paste -sd, "$state/excluded")
+own() { # JOB: nodes that the user excluded, and the comma after them
+  [[ $(about "$1") =~ ExcNodeList=([^ \(]+) ]] && echo "${BASH_REMATCH[1]},"
+}
+if [ -n "$excluded" ] && ! sbatch --test-only --exclude="$(own "$job")$excluded" "$0" >/dev/null 2>&1; then
+  excluded='' && : >"$state/excluded" # a sick node is better than none
+fi
 tell() { # JOB: when and where the next attempt may start
-  local own=
-  [[ $(about "$1") =~ ExcNodeList=([^ \(]+) ]] && own=${BASH_REMATCH[1]},
-  scontrol update JobId="$1" ${excluded:+ExcNodeList="$own$excluded"} StartTime="now+$delay" 2>/dev/null
+  scontrol update JobId="$1" ${excluded:+ExcNodeList="$(own "$1")$excluded"} StartTime="now+$delay" 2>/dev/null
 }
 trap '' TERM USR2 # what follows is done before the scheduler ends this shell, or not at all
 echo "swiftlaunch: $stage attempt $attempt ended with code $code; another in $delay s${excluded:+, without $excluded}" >&2
-until scontrol requeue "$job"; do
-  scontrol ping >/dev/null 2>&1 && exit "$code" # it answers, and has refused
+tries=0
+until said=$(scontrol requeue "$job" 2>&1); do
+  echo "$said" >&2
+  if scontrol ping >/dev/null 2>&1; then
+    tries=$((tries + 1))
+    if ! grep -qE 'timed out|Unable to contact|Zero Bytes|connect failure|Connection refused|Connection reset|did not end within|Resource temporarily unavailable|temporarily unable to accept|rate.?limit|[Bb]ackoff|back off|Too many outstanding|[Ss]erver.? too busy' <<<"$said"; then
+      [ "$tries" -gt 1 ] || exit "$code" # it has refused; later on: the question before was heard, only its answer lost
+      break
+    fi
+    [ "$tries" -lt 6 ] || exit "$code"
+  fi
   sleep 10
 done
 tell "$job"
