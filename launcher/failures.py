@@ -41,6 +41,7 @@ class Signature(NamedTuple):
     hint: str = ""
 
 
+_FULL = "make room on this file system"
 # In order: the first that matches counts. A broken GPU also reads "CUDA error", so nodes come before crashes.
 _TEXTS = (
     Signature(OUT_OF_MEMORY, r"(CUDA|HIP|XPU) out of memory", "torch: c10/cuda/CUDACachingAllocator.cpp", _LESS_MEMORY),
@@ -66,6 +67,28 @@ _TEXTS = (
     Signature(NETWORK, r"Timed out waiting .*ms for (recv|send)", "gloo: transport/tcp/unbound_buffer.cc"),
     Signature(CRASH, r"CUDA error", "CUDA runtime: any other fault of the device or of a kernel"),
 )
+# Passing faults in words that no recipe and no model's file has: they count in exceptions of any class, since libraries
+# have classes of their own, and before any other text but those of too little memory and of sick nodes.
+_TEXTS_OF_ANY = (
+    Signature(CRASH, r"No space left on device|os error 28\b", "Linux: ENOSPC; safetensors has Rust's words", _FULL),
+    Signature(CRASH, r"Input/output error|Stale file handle|os error (5|116)\b", "Linux: EIO, ESTALE; Rust's std::io"),
+    Signature(
+        CRASH,
+        r"PytorchStreamWriter failed writing|enforce fail at inline_container",
+        "torch: caffe2/serialize/inline_container.cc",
+        _FULL,
+    ),
+    Signature(
+        CRASH, r"DataLoader worker .*(killed by signal|exited unexpectedly)", "torch: DataLoader.cpp, dataloader.py"
+    ),
+    Signature(
+        CRASH, r"(CUDNN|CUBLAS|CUSPARSE|CUSOLVER)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)", "cuDNN, cuBLAS and others"
+    ),
+    Signature(NETWORK, r"NCCL communicator was aborted", "torch: torch/csrc/distributed/c10d/NCCLUtils.cpp"),
+    Signature(NETWORK, r"Timed out initializing process group", "torch: distributed/distributed_c10d.py"),
+    Signature(NETWORK, r"Max retries exceeded with url|Failed to (establish a new connection|resolve)", "urllib3"),
+    Signature(NETWORK, r"Broken pipe|os error 32\b", "Linux: EPIPE; Rust's std::io"),
+)
 _NAMES = {
     "OutOfMemoryError": OUT_OF_MEMORY,  # torch.OutOfMemoryError
     "MemoryError": OUT_OF_MEMORY,
@@ -73,6 +96,11 @@ _NAMES = {
     "DistNetworkError": NETWORK,
     "DistStoreError": NETWORK,
     "DistError": NETWORK,
+    # OSErrors without a number: requests, which huggingface_hub uses
+    "ConnectionError": NETWORK,
+    "ConnectTimeout": NETWORK,
+    "ReadTimeout": NETWORK,
+    "ChunkedEncodingError": NETWORK,
 }
 # A full disk is not among these: it may be the other node's. A quota waits for a person.
 _LASTING = {
@@ -90,6 +118,15 @@ STEP_OUT_OF_MEMORY = (
 STEP_SICK_NODE = (
     r"srun: error: ([^ :]+): tasks? [^:]*: Bus error.*"
     r"|srun: error: Task launch for .* failed on node ([^ :]+): .*"
+)
+# What Slurm's commands print when slurmctld did not answer: what they asked for may have been done. The same dialect.
+SLURM_NO_ANSWER = (
+    r"timed out|Unable to contact|Zero Bytes|connect failure|Connection refused|Connection reset|did not end within"
+)
+# slurmctld answered that it has too much to do (rate limiting came with 23.02): nothing was done
+SLURM_BUSY = (
+    r"Resource temporarily unavailable|temporarily unable to accept|rate.?limit|[Bb]ackoff|back off|"
+    r"Too many outstanding|[Ss]erver.? too busy"
 )
 _TASK_ENDED = re.compile(r"srun: error: (?:([^ :]+): )?tasks? ([\d,-]+): (.+)")
 # what srun does to the others once one has failed: none of these was the first
@@ -122,7 +159,7 @@ def classify(error: BaseException) -> Signature:
     text = str(error)
     names = {cls.__name__ for cls in type(error).__mro__}
     known = next((kind for name, kind in _NAMES.items() if name in names), "")
-    by_text = _of_text(text)
+    by_text = _of_text(text, _TEXTS)
     if by_text is not None and by_text.kind == OUT_OF_MEMORY:
         return by_text
     if known == OUT_OF_MEMORY or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
@@ -130,18 +167,19 @@ def classify(error: BaseException) -> Signature:
     by_text = by_text if known or isinstance(error, (RuntimeError, OSError)) else None
     if by_text is not None and by_text.kind == NODE:
         return by_text
+    if passing := _of_text(text, _TEXTS_OF_ANY):
+        return passing
     if known or isinstance(error, (ConnectionError, TimeoutError)):
         return Signature(NETWORK, "", "torch.distributed, Python", HINTS[NETWORK])
     if isinstance(error, OSError):  # one without a number is a library's word for a file that is wrong or missing
         if error.errno is None or error.errno in _LASTING:
             return Signature(CONFIGURATION, "", "Python")
-        full = "make room on this file system" if error.errno == errno.ENOSPC else ""
-        return Signature(CRASH, "", "Python", full)
+        return Signature(CRASH, "", "Python")
     return by_text or Signature(CONFIGURATION, "", "Python")
 
 
-def _of_text(text: str) -> Signature | None:
-    for signature in _TEXTS:
+def _of_text(text: str, table: tuple[Signature, ...]) -> Signature | None:
+    for signature in table:
         if re.search(signature.pattern, text):
             return signature._replace(hint=signature.hint or HINTS.get(signature.kind, ""))
     return None

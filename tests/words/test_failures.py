@@ -79,6 +79,10 @@ class DistBackendError(RuntimeError):
     """As torch.distributed names it."""
 
 
+class SafetensorError(Exception):
+    """As safetensors names it, of no other class."""
+
+
 class CheckpointException(BaseException):
     """As torch.distributed.checkpoint has it: the exceptions of all ranks."""
 
@@ -109,6 +113,23 @@ class CheckpointException(BaseException):
         (OSError(28, os.strerror(28)), CRASH),
         (CheckpointException(OSError(28, os.strerror(28)), OSError(28, os.strerror(28))), CRASH),
         (CheckpointException(KeyError("weight")), CONFIGURATION),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), CRASH),
+        (RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"), CRASH),
+        (RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0"), CRASH),
+        (RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. "), CRASH),
+        (RuntimeError("DataLoader worker (pid(s) 4711) exited unexpectedly"), CRASH),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), CRASH),
+        (SafetensorError("I/O error: Stale file handle (os error 116)"), CRASH),
+        (RuntimeError("NCCL communicator was aborted on rank 3."), NETWORK),
+        (ValueError("Timed out initializing process group in store based barrier on rank: 1"), NETWORK),
+        (RuntimeError("Broken pipe"), NETWORK),
+        (BrokenPipeError(32, os.strerror(32)), NETWORK),
+        (type("ConnectionError", (OSError,), {})("('Connection aborted.', RemoteDisconnected())"), NETWORK),
+        (type("ReadTimeout", (OSError,), {})("HTTPSConnectionPool(host='hub', port=443): Read timed out."), NETWORK),
+        (type("ProxyError", (OSError,), {})("HTTPSConnectionPool(host='hub'): Max retries exceeded with url"), NETWORK),
+        (SafetensorError("Error while deserializing header: header too small"), CONFIGURATION),
+        (OSError("models/tiny does not appear to have a file named config.json"), CONFIGURATION),
+        (FileNotFoundError(2, os.strerror(2)), CONFIGURATION),
         (ValueError("no GPU is lost here"), CONFIGURATION),  # a text alone does not make a fault of the node
     ],
 )  # fmt: skip

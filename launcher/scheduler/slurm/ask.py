@@ -9,18 +9,11 @@ import time
 from collections.abc import Sequence
 
 from launcher.errors import SchedulerError
+from launcher.failures import SLURM_BUSY, SLURM_NO_ANSWER
 from launcher.scheduler.process import Finished, ProcessTimeout, run
 
 TIMEOUT_SECONDS = 60.0  # a client command itself gives up after MessageTimeout, by default 10 s, some try twice
-# what clients print when slurmctld did not answer: what they asked for may have been done
-NO_ANSWER = re.compile(
-    r"timed out|Unable to contact|Zero Bytes|connect failure|Connection refused|Connection reset|did not end within"
-)
-# slurmctld answered that it has too much to do (rate limiting came with 23.02): nothing was done
-BUSY = re.compile(
-    r"Resource temporarily unavailable|temporarily unable to accept|rate.?limit|[Bb]ackoff|back off|"
-    r"Too many outstanding|[Ss]erver.? too busy",
-)
+NO_ANSWER, BUSY = re.compile(SLURM_NO_ANSWER), re.compile(SLURM_BUSY)
 _PATIENCE_SECONDS = 20.0  # a question is asked again for so long
 _FIRST_PAUSE_SECONDS = 0.5
 _KEPT_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
