@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,15 @@ def test_points_go_on_in_further_jobs(user: Sweeper) -> None:
     events = read_events(RunDir(files.points(0) / "0").events, stage="train")
     begun = [event["job_id"] for event in events if event["kind"] == "attempt_started"]
     assert len(set(begun)) == 2  # job ids of tasks: the second is of the second array
+
+
+def test_jobs_that_the_scheduler_lost_are_submitted_again(user: Sweeper) -> None:
+    files = user.submit('parameters."train.learning_rate" = [0.25, 0.2]\n')
+    user.until(files.root.name, lambda found: (found["points"]["quantize"] or {}).get("COMPLETED") == 1)
+    (table,) = (user.home / ".local/state/swiftlaunch/local").glob("*.sqlite")
+    (lost,) = [job["job_id"] for job in read_json(files.arrays) if job["stage"] == "export"]
+    with closing(sqlite3.connect(table)) as database, database:
+        assert database.execute("DELETE FROM jobs WHERE array_id = ? AND task = 0", (lost,)).rowcount == 1
+    assert user.run("resume", files.root.name).split() == ["export/0", "evaluate/0", "quantize/0"]
+    (files.points(0) / "0/go on").touch()
+    assert user.ended(files.root.name)["state"] == "COMPLETED"
