@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.plan import Plan, Stage, job_comment
-from launcher.record import read_json, write_json
+from launcher.record import read_json, write_json, write_text
 from launcher.rundir import RunDir
 from launcher.scheduler import Scheduler
 from launcher.scheduler.process import hiding
@@ -179,11 +179,14 @@ def resume_sweep(
 
 
 def forgive(files: RunDir, stage: str) -> None:
-    """A person looked at a stage: it is not given up, any node will do, crashes count from zero again."""
+    """A person looked at a stage: it is not given up, any node will do, crashes and idle stops count from zero."""
     for name in (files.cancelled, files.given_up, files.excluded, files.not_before):
         name(stage).unlink(missing_ok=True)
     for marker in files.root.glob(f"logs/{stage}/attempt-*/crashed"):
         marker.unlink()
+    names = [path.name.removeprefix("attempt-") for path in files.root.glob(f"logs/{stage}/attempt-*")]
+    if numbers := [int(name) for name in names if name.isdecimal()]:
+        write_text(files.forgiven(stage), str(max(numbers)))
 
 
 def submit_sweep(

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 
 from launcher.errors import Fault, InputError
-from launcher.failures import STEP_OUT_OF_MEMORY, STEP_SICK_NODE
+from launcher.failures import SLURM_BUSY, SLURM_NO_ANSWER, STEP_OUT_OF_MEMORY, STEP_SICK_NODE
 from launcher.plan import Environment, Group, Plan, Resources, Stage, job_comment
 from launcher.rundir import RunDir
 from launcher.sweep import array_name
@@ -75,6 +75,7 @@ def _values(plan: Plan, stage: Stage, place: Place) -> dict[str, object]:
         "comment": dict(options)["comment"],
         "out_of_memory": STEP_OUT_OF_MEMORY,
         "sick_node": STEP_SICK_NODE,
+        "no_answer": f"{SLURM_NO_ANSWER}|{SLURM_BUSY}",
     }
 
 

@@ -146,6 +146,10 @@ class RunDir:
         """Empty, made by a worker whose progress outlives the attempt; the job script bounds attempts without it."""
         return self.attempt(stage, attempt) / "saved"
 
+    def preempted(self, stage: str, attempt: int) -> Path:
+        """Empty, made by the job script for an attempt that the scheduler preempted."""
+        return self.attempt(stage, attempt) / "preempted"
+
     def stacks(self, stage: str, attempt: int, rank: int, group: str = "") -> Path:
         """Where a rank was when the attempt hung."""
         return self.ranks(stage, attempt, group) / f"stacks-{rank}.txt"
@@ -161,6 +165,10 @@ class RunDir:
     def given_up(self, stage: str) -> Path:
         """Why the job script makes no other attempt, a line; jobs of the stage that come later end at once."""
         return self.stage(stage) / "given-up"
+
+    def forgiven(self, stage: str) -> Path:
+        """Number of the newest attempt before a `resume`; up to it the job script counts none against the stage."""
+        return self.stage(stage) / "forgiven"
 
     def not_before(self, stage: str) -> Path:
         """Unix seconds before which the next attempt is not to begin, by the job script."""

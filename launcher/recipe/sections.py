@@ -229,7 +229,7 @@ class Resume(Section):
     backoff_limit_seconds: CountOrZero = 900
     """Longest such wait."""
     idle_attempts: Count = 10
-    """Stops in a row without a new checkpoint after which a stage is given up."""
+    """Stops since the newest checkpoint after which a stage is given up; preemptions do not count."""
     hang_factor: Annotated[float, Field(ge=0, le=1e6)] = 10.0
     """A rank hangs when a step takes this many times the usual (median) one; 0 never looks."""
     hang_floor_seconds: Annotated[float, Field(gt=0)] = 600.0

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 
 from launcher import assets
+from launcher.arrays import forgive
 from launcher.errors import InputError
 from launcher.plan import Environment, Plan, Resources, Resume, Stage, from_json
 from launcher.render import command, directives, render, srun_options
+from launcher.rundir import RunDir
 
 from .conftest import LOCAL, Planned
 
@@ -48,7 +50,8 @@ HOSTILE = [
 STUB = """#!{python}
 import json, os, signal, sys, time
 if sys.argv[1:3] == ["show", "job"]:
-    sys.exit(1)
+    print(os.environ.get("STUB_JOB", ""))
+    sys.exit(0)
 if sys.argv[1:] == ["ping"]:
     sys.exit(0)
 with open(os.environ["STUB_FILE"], "a") as file:
@@ -61,11 +64,15 @@ if os.path.basename(sys.argv[0]) == "srun":
             file.write(str(os.getpid()))
         os.rename(file.name, os.environ["STUB_WAIT"])
         time.sleep(30)
-    if os.environ.get("STUB_FATAL"):
-        log = next(word for word in sys.argv if word.startswith("--output=")).partition("=")[2].replace("%%", "%")
-        open(os.path.join(os.path.dirname(log), "fatal-0.json"), "w").close()
+    log = next(word for word in sys.argv if word.startswith("--output=")).partition("=")[2].replace("%%", "%")
+    for name in os.environ.get("STUB_MAKES", "").split():
+        path = os.path.join(os.path.dirname(log), name)
+        os.mkdir(path) if name.endswith("/") else open(path, "w").close()
+    sys.stderr.write(os.environ.get("STUB_STEP", ""))
     sys.exit(int(os.environ.get("STUB_CODE", "0")))
-sys.exit(1)  # a scontrol that fails returns at once: the script would wait for its end otherwise
+if sys.argv[1] == "requeue" and os.environ.get("STUB_REFUSALS"):
+    sys.exit(os.environ["STUB_REFUSALS"])
+sys.exit(int(os.environ.get(os.path.basename(sys.argv[0]).upper(), "1")))
 """
 
 
@@ -73,7 +80,7 @@ sys.exit(1)  # a scontrol that fails returns at once: the script would wait for 
 def stubs(tmp_path: Path) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("srun", "scontrol"):
+    for name in ("srun", "scontrol", "sbatch"):
         path = folder / name
         path.write_text(STUB.format(python=sys.executable))
         path.chmod(0o755)
@@ -260,7 +267,7 @@ def test_secrets_come_from_the_file_and_not_from_the_script(tmp_path: Path, stub
 
 
 def test_attempts_are_counted_and_crashes_bounded(tmp_path: Path, stubs: Path) -> None:
-    plan = a_plan(tmp_path / "run")
+    plan = a_plan(tmp_path / "run [1]")  # no pattern
     called = []
     for _ in range(3):
         code, calls = run_script(plan, stubs, STUB_CODE="1")
@@ -268,7 +275,7 @@ def test_attempts_are_counted_and_crashes_bounded(tmp_path: Path, stubs: Path) -
         called.append([Path(call["argv"][0]).name for call in calls])
     # the second crash is the last (max_attempts = 2), whoever starts the script again
     assert called == [["srun", "scontrol"], ["srun"], []]
-    assert sorted(path.name for path in (tmp_path / "run/logs/export").iterdir()) == ["attempt-1", "attempt-2"]
+    assert sorted(path.name for path in (tmp_path / "run [1]/logs/export").iterdir()) == ["attempt-1", "attempt-2"]
 
 
 def test_a_stop_is_no_crash(tmp_path: Path, stubs: Path) -> None:
@@ -280,7 +287,61 @@ def test_a_stop_is_no_crash(tmp_path: Path, stubs: Path) -> None:
     assert not list((tmp_path / "run").rglob("crashed"))
 
 
-@pytest.mark.parametrize("environment", [{"STUB_CODE": "78"}, {"STUB_CODE": "143", "STUB_FATAL": "1"}])
+def test_preempted_attempts_are_not_idle(tmp_path: Path, stubs: Path) -> None:
+    plan = a_plan(tmp_path / "run", resume=Resume(backoff_seconds=0, idle_attempts=2))
+    for preempted in ("2026-11-23T03:55:22", "2026-11-23T04:55:22", "None", "2026-11-23T05:55:22"):
+        assert len(run_script(plan, stubs, STUB_CODE="75", STUB_JOB=f"JobId=7 PreemptTime={preempted} ")[1]) == 2
+    assert len(run_script(plan, stubs, STUB_CODE="75")[1]) == 1
+    given_up = RunDir(tmp_path / "run").given_up("export")
+    assert given_up.read_text() == "nothing new was saved in 2 attempts\n"
+
+
+def test_a_resume_forgives_idle_attempts(tmp_path: Path, stubs: Path) -> None:
+    plan = a_plan(tmp_path / "run", resume=Resume(backoff_seconds=0, idle_attempts=2))
+    for calls in (2, 1):
+        assert len(run_script(plan, stubs, STUB_CODE="75")[1]) == calls
+    forgive(RunDir(tmp_path / "run"), "export")
+    for calls in (2, 1, 0):
+        assert len(run_script(plan, stubs, STUB_CODE="75")[1]) == calls
+
+
+@pytest.mark.parametrize(
+    ("said", "tries"),
+    [
+        ("slurm_requeue error: Socket timed out on send/recv operation", 6),
+        ("slurm_requeue error: Unable to contact slurm controller (connect failure)", 6),
+        ("slurm_requeue error: Resource temporarily unavailable", 6),
+        ("Requested operation is presently disabled for job 7", 1),
+    ],
+)
+def test_a_lost_answer_is_no_refusal(tmp_path: Path, stubs: Path, said: str, tries: int) -> None:
+    (stubs / "sleep").write_text("#!/bin/sh\n")
+    (stubs / "sleep").chmod(0o755)
+    _, calls = run_script(a_plan(tmp_path / "run"), stubs, STUB_CODE="75", STUB_REFUSALS=said)
+    assert [call["argv"][1:] for call in calls[1:]] == [["requeue", "7"]] * tries
+
+
+def test_memory_is_looked_for_in_every_log(tmp_path: Path, stubs: Path) -> None:
+    """One that cannot be read changes nothing."""
+    step = "srun: error: node1: task 1: Out Of Memory\n"
+    _, calls = run_script(a_plan(tmp_path / "run"), stubs, STUB_CODE="1", STUB_STEP=step, STUB_MAKES="rank-0.log/")
+    assert len(calls) == 1
+    assert RunDir(tmp_path / "run").given_up("export").read_text() == "it ran out of memory\n"
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_a_node_is_left_out_where_the_scheduler_would_still_run_the_job(
+    tmp_path: Path, stubs: Path, enough: bool
+) -> None:
+    answers = {"SCONTROL": "0", "SBATCH": "0" if enough else "1", "STUB_JOB": "JobId=7 ExcNodeList=n[1-2] "}
+    _, calls = run_script(a_plan(tmp_path / "run"), stubs, STUB_CODE="1", STUB_MAKES="sick-n3", **answers)
+    _, asked, _, told = (call["argv"][1:] for call in calls)
+    assert asked == ["--test-only", "--exclude=n[1-2],n3", str(tmp_path / "run/job.sh")]
+    assert told == ["update", "JobId=7", *(["ExcNodeList=n[1-2],n3"] if enough else []), "StartTime=now+0"]
+    assert RunDir(tmp_path / "run").excluded("export").read_text() == ("n3\n" if enough else "")
+
+
+@pytest.mark.parametrize("environment", [{"STUB_CODE": "78"}, {"STUB_CODE": "143", "STUB_MAKES": "fatal-0.json"}])
 def test_what_another_attempt_cannot_cure_ends_the_stage(
     tmp_path: Path, stubs: Path, environment: dict[str, str]
 ) -> None:
