@@ -291,7 +291,7 @@ class Cluster:
         private = [f"--datadir={data}", f"--user={user}", "--innodb-log-file-size=8M"]
         if not (data / "mysql").is_dir():
             own_socket = ["--auth-root-authentication-method=socket", f"--auth-root-socket-user={user}"]
-            for left in (2, 1, 0):  # it failed once in some hundred times, on a machine that was busy with other clusters
+            for left in (2, 1, 0):  # it failed once in hundreds, on a machine busy with other clusters
                 shutil.rmtree(data, ignore_errors=True)
                 data.mkdir()
                 try:
