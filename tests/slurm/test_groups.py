@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,11 @@ def test_gpus_and_cores_of_each_group(start: Start, cluster: Cluster) -> None:
     assert [e["gpus"] for e in run.began("train")] == ["0,1,2,3", "0,1,2,3"]
     assert [e["gpus"] for e in run.began("sample")] == ["", ""]
     assert [e["world"] for e in [*run.began("train"), *run.began("sample")]] == [2, 2, 2, 2]
-    fields = ("-o", "JobID,AllocTRES")
-    answer = cluster.command("sacct", "-P", "-n", "-X", "-j", run.jobs["rl"], *fields).stdout.splitlines()
+    asked = ("sacct", "-P", "-n", "-X", "-j", run.jobs["rl"], "-o", "JobID,AllocTRES")
+    deadline = time.monotonic() + 30
+    while len(answer := cluster.command(*asked).stdout.splitlines()) < 2:  # accounting lags behind
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.5)
     assert "cpu=6" in answer[0]
     assert "gres/gpu=4" in answer[0]
     assert "cpu=4" in answer[1]
