@@ -189,6 +189,30 @@ def forgive(files: RunDir, stage: str) -> None:
         write_text(files.forgiven(stage), str(max(numbers)))
 
 
+def submit_stage(
+    plan: Plan,
+    stage: Stage,
+    files: RunDir,
+    scheduler: Scheduler,
+    noted: dict[str, list[str]],
+    depends_on: Sequence[str],
+) -> str:
+    """Submit a stage's job, then those that go on with it, each after the one before; returns the last one's id.
+
+    Before each call there is a note with an empty id: where we are killed, or get no answer, `find_cut` knows that
+    there may be a job. The ids are in `noted`, which is written with the next note, or by the caller.
+    """
+    waits = list(depends_on)
+    for _ in range(1 + stage.resume.continuations):
+        noted[stage.name].append("")
+        write_json(files.jobs, noted)
+        with hiding(plan.secrets):  # they reach jobs in secrets.sh alone
+            job_id = scheduler.submit(files.script(stage.name), depends_on=waits)
+        noted[stage.name][-1] = job_id
+        waits = [*depends_on, f"afterany:{job_id}"]
+    return job_id
+
+
 def submit_sweep(
     plan: Plan,
     sweep: Sweep,
@@ -211,13 +235,7 @@ def submit_sweep(
                 kind = "afterany" if stage.name == SELECT else "afterok"
                 jobs = dict.fromkeys(known[name].partition("_")[0] for name in unit.after if name in known)
                 waits = [f"{kind}:{job_id}" for job_id in jobs]
-                for _ in range(1 + stage.resume.continuations):
-                    noted[stage.name].append("")
-                    write_json(files.jobs, noted)
-                    with hiding(plan.secrets):  # they reach jobs in secrets.sh alone
-                        job_id = scheduler.submit(files.script(stage.name), depends_on=waits)
-                    known[stage.name] = noted[stage.name][-1] = job_id
-                    waits = [*waits, f"afterany:{job_id}"]
+                known[stage.name] = submit_stage(plan, stage, files, scheduler, noted, waits)
                 write_json(files.jobs, noted)
             continue
         batches = _batches(stage, sweep, pending, known)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.datafiles import BadFile, BadRow, file_fault, records
 from launcher.errors import Fault
 from launcher.lengths import LengthCount, Lengths
-from launcher.rows import BadFile, BadRow, Row, Shape, file_fault, items
+from launcher.rows import Row, Shape
 
 MOST_FAULTS = 20
 MOST_ALIKE = 3  # faults with the same reason; a file with the wrong columns is one mistake, not one a row
@@ -58,7 +59,7 @@ def check_files(
         before = len(seen) + bad_rows
         try:
             whole.update(_sha256(path))
-            for item in items(path):
+            for item in records(path):
                 try:
                     row = shape.row(item.record)
                 except BadRow as bad:

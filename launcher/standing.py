@@ -97,15 +97,26 @@ class RunStatus:
         return data
 
 
-def run_status(plan: Plan, run_dir: Path, jobs: Mapping[str, Job], *, trouble: str = "") -> RunStatus:
-    """The run's state from its files and the newest job of each stage."""
+def run_status(
+    plan: Plan,
+    run_dir: Path,
+    jobs: Mapping[str, Job],
+    *,
+    trouble: str = "",
+    points: Mapping[str, tuple[State, str]] | None = None,
+) -> RunStatus:
+    """The run's state from its files and the newest job of each stage.
+
+    `points` is what `point_states` has found, for callers that know it: it looks at every point's files.
+    """
     files = RunDir(run_dir)
     sweep = read_sweep(files)
     events: dict[str, list[Event]] = {}
     for event in read_events(files.events, edge_bytes=_EDGE_BYTES):
         events.setdefault(str(event.get("stage")), []).append(event)
     submitted = files.jobs.exists() or sweep_above(run_dir) is not None
-    points = point_states(plan, files, sweep, jobs, trouble=bool(trouble)) if sweep else {}
+    if points is None:
+        points = point_states(plan, files, sweep, jobs, trouble=bool(trouble)) if sweep else {}
     stages: dict[str, StageStatus] = {}  # in the plan's order: each after those it depends on
     for stage in stages_of_point(plan, files):
         before = [stages[name] for name in stage.depends_on if name in stages]

@@ -22,6 +22,7 @@ from launcher.arrays import (
     forgive,
     ids_to_cancel,
     resume_sweep,
+    submit_stage,
     submit_sweep,
     submitted_any,
     units,
@@ -36,10 +37,11 @@ from launcher.rundir import RunDir
 from launcher.scheduler import Scheduler, default_state_dir, open_scheduler
 from launcher.scheduler.admission import Admission, look
 from launcher.scheduler.base import Job, Machine
-from launcher.scheduler.process import handing_on, hiding
+from launcher.scheduler.process import handing_on
 from launcher.sites import Site, usable_python
 from launcher.states import State
 from launcher.sweep import Sweep, array_name, point_files, read_sweep
+from launcher.units import SECONDS_PER_DAY
 
 # What a job imports: words and records, and work/. Everything else stays on the login node.
 _SNAPSHOT = (
@@ -52,6 +54,7 @@ _SNAPSHOT = (
     "rundir.py",
     "record.py",
     "failures.py",
+    "datafiles.py",
     "rows.py",
     "lengths.py",
     "engines.py",
@@ -59,8 +62,6 @@ _SNAPSHOT = (
     "submitit.py",  # only because submitit looks for its executors in jobs too
     "work",
 )
-
-_A_DAY = 86400.0
 
 
 def submit(
@@ -177,7 +178,7 @@ def _all_jobs(plan: Plan, stage: str, job_id: str, noted: Mapping[str, list[str]
 def cancel_without_folder(run: RunRow) -> list[str]:
     """Cancel the jobs of a run whose directory is gone, found by their comments; returns their ids."""
     scheduler = open_scheduler(run.scheduler, state_dir=default_state_dir())
-    jobs = scheduler.find_below(job_comment(run.run_id, ""), since=run.submitted - _A_DAY)
+    jobs = scheduler.find_below(job_comment(run.run_id, ""), since=run.submitted - SECONDS_PER_DAY)
     ids = [job.job_id for job in jobs if not job.state.terminal]
     scheduler.cancel(ids)
     return ids
@@ -214,24 +215,14 @@ def _admit_units(plan: Plan, files: RunDir, pending: Collection[Unit], replaced:
 
 
 def _submit_stages(plan: Plan, scheduler: Scheduler, *, pending: Sequence[Stage], active: Mapping[str, str]) -> None:
-    """Submit in order, each stage after those it depends on; a note before and after every call.
-
-    Before, the note is an empty id: where we are killed, or get no answer, `find_cut` knows that there may be a job.
-    """
+    """Submit in order, each stage after those it depends on; a note before and after every call."""
     files = RunDir(Path(plan.run_dir))
     noted: dict[str, list[str]] = read_json(files.jobs) or {stage.name: [] for stage in plan.stages}
     known = {name: _last_job(plan, name, job_id, noted, scheduler) for name, job_id in active.items()}
     for stage in pending:
         # a stage that is neither active nor pending has succeeded: its id may be purged, so it is left out
         parents = [known[name] for name in stage.depends_on if name in known]
-        depends_on = parents
-        for _ in range(1 + stage.resume.continuations):
-            noted[stage.name].append("")
-            write_json(files.jobs, noted)
-            with hiding(plan.secrets):  # they reach jobs in secrets.sh alone
-                job_id = scheduler.submit(files.script(stage.name), depends_on=depends_on)
-            known[stage.name] = noted[stage.name][-1] = job_id
-            depends_on = [*parents, f"afterany:{job_id}"]
+        known[stage.name] = submit_stage(plan, stage, files, scheduler, noted, parents)
     write_json(files.jobs, noted)
 
 

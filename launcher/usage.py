@@ -15,6 +15,7 @@ from launcher.scheduler import default_state_dir, open_scheduler
 from launcher.scheduler.base import Use
 from launcher.states import State
 from launcher.sweep import read_arrays
+from launcher.units import SECONDS_PER_DAY
 
 MEMORY_MARGIN = 1.25  # of the peak; then up to a whole GiB
 TIME_MARGIN = 1.5  # of the time it took; then TIME_EXTRA_MINUTES more, up to five minutes
@@ -23,7 +24,6 @@ LEAST_MINUTES = 10
 CPU_SHARE = 0.5  # fewer CPUs are proposed where less than this was used
 CPU_MARGIN = 1.25
 _KEYS = ("memory", "time_limit", "cpus_per_task")
-_A_DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def usage(plan: Plan, run_dir: Path) -> list[StageUse]:
     if not every:
         return []
     scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir())
-    used = scheduler.use(every, since=files.plan.stat().st_mtime - _A_DAY)
+    used = scheduler.use(every, since=files.plan.stat().st_mtime - SECONDS_PER_DAY)
     found = []
     for stage in plan.stages:
         own = [use for use in used if use.job_id.partition("_")[0].partition("+")[0] in ids.get(stage.name, ())]

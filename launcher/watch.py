@@ -16,10 +16,10 @@ from launcher.scheduler import Job, Scheduler, default_state_dir, open_scheduler
 from launcher.standing import FAILED, RunStatus, point_states, run_status
 from launcher.states import State
 from launcher.sweep import point_files, read_sweep, split_point, sweep_above
+from launcher.units import SECONDS_PER_DAY
 
 # Seconds between two looks. Slurm's controller serves a whole centre, the local scheduler this user.
 INTERVAL_SECONDS = {"local": 1.0, "slurm": 10.0}
-_A_DAY = 86400.0
 _CLOCK_SKEW_SECONDS = 60.0  # between the file system's clock and the controller's
 
 
@@ -68,8 +68,20 @@ def load_plan(run_dir: Path) -> Plan:
 def refresh(run_dir: Path) -> RunStatus:
     """The run's state from its files and one question to the scheduler. Raises SchedulerError without an answer."""
     plan = load_plan(run_dir)
-    jobs = noted_states([(plan, run_dir)], open_scheduler(plan.scheduler, state_dir=default_state_dir()))
-    return run_status(plan, run_dir, jobs[run_dir])
+    return run_status(plan, run_dir, _jobs(plan, run_dir))
+
+
+def _jobs(plan: Plan, run_dir: Path) -> dict[str, Job]:
+    """The newest jobs of one run. Raises SchedulerError without an answer."""
+    return noted_states([(plan, run_dir)], open_scheduler(plan.scheduler, state_dir=default_state_dir()))[run_dir]
+
+
+def _jobs_or_trouble(plan: Plan, run_dir: Path) -> tuple[dict[str, Job], str]:
+    """As `_jobs`; without an answer none, and who is to blame."""
+    try:
+        return _jobs(plan, run_dir), ""
+    except SchedulerError as error:
+        return {}, _trouble(error)
 
 
 def active_jobs(run_dir: Path) -> dict[str, str]:
@@ -97,34 +109,27 @@ def failed(run_dir: Path) -> set[str]:
 
 def _states(run_dir: Path) -> dict[str, tuple[State, str]]:
     plan, files = load_plan(run_dir), RunDir(run_dir)
-    jobs = noted_states([(plan, run_dir)], open_scheduler(plan.scheduler, state_dir=default_state_dir()))[run_dir]
-    states = {stage.name: (stage.state, stage.job_id) for stage in run_status(plan, run_dir, jobs).stages}
-    if sweep := read_sweep(files):
-        states = {name: found for name, found in states.items() if name not in sweep.each}
-        states |= point_states(plan, files, sweep, jobs)
-    return states
+    jobs, sweep = _jobs(plan, run_dir), read_sweep(files)
+    points = point_states(plan, files, sweep, jobs) if sweep else {}
+    stages = run_status(plan, run_dir, jobs, points=points).stages
+    each = sweep.each if sweep else ()
+    return {stage.name: (stage.state, stage.job_id) for stage in stages if stage.name not in each} | points
 
 
 def refresh_or_trouble(run_dir: Path) -> RunStatus:
     """As `refresh`; without an answer of the scheduler what the files prove, and `trouble` says who is to blame."""
-    try:
-        return refresh(run_dir)
-    except SchedulerError as error:
-        return run_status(load_plan(run_dir), run_dir, {}, trouble=_trouble(error))
+    plan = load_plan(run_dir)
+    jobs, trouble = _jobs_or_trouble(plan, run_dir)
+    return run_status(plan, run_dir, jobs, trouble=trouble)
 
 
 def refresh_points(run_dir: Path) -> tuple[RunStatus, dict[str, State]]:
     """As `refresh_or_trouble`, of a sweep; and the state of every stage of every point ("train/7")."""
     plan, files = load_plan(run_dir), RunDir(run_dir)
-    jobs, trouble = dict[str, Job](), ""
-    try:
-        scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir())
-        jobs = noted_states([(plan, run_dir)], scheduler)[run_dir]
-    except SchedulerError as error:
-        trouble = _trouble(error)
+    jobs, trouble = _jobs_or_trouble(plan, run_dir)
     sweep = read_sweep(files)
     points = point_states(plan, files, sweep, jobs, trouble=bool(trouble)) if sweep else {}
-    status = run_status(plan, run_dir, jobs, trouble=trouble)
+    status = run_status(plan, run_dir, jobs, trouble=trouble, points=points)
     return status, {name: state for name, (state, _) in points.items()}
 
 
@@ -181,10 +186,10 @@ def noted_states(runs: Sequence[tuple[Plan, Path]], scheduler: Scheduler) -> dic
     for plan, run_dir in runs:
         files = RunDir(run_dir)
         written[run_dir] = plan.name, files.plan.stat().st_mtime
-        began = min(began, written[run_dir][1] - _A_DAY)
+        began = min(began, written[run_dir][1] - SECONDS_PER_DAY)
         newest |= {(run_dir, name): job for name, job in noted_jobs(plan, files).items()}
     ids = sorted({job_id for job in newest.values() for job_id in (*job.earlier, job.job_id) if job_id})
-    found = scheduler.jobs(ids, since=min(began, time.time() - 90 * _A_DAY)) if ids else {}
+    found = scheduler.jobs(ids, since=min(began, time.time() - 90 * SECONDS_PER_DAY)) if ids else {}
     jobs = {
         key: _that_counts(ours)
         for key, noted in newest.items()

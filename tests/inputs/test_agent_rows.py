@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from launcher.datafiles import BadRow
 from launcher.dataset import check_files
-from launcher.rows import BadRow, Shape
+from launcher.rows import Shape
 from launcher.work.data import problems
 
 pytestmark = pytest.mark.unit

@@ -28,8 +28,8 @@ from launcher.scheduler.slurm.text import (
 )
 from launcher.scheduler.slurm.usage import USE_FIELDS, parse_use
 from launcher.states import State
+from launcher.units import SECONDS_PER_DAY
 
-_SECONDS_PER_DAY = 86400
 _HISTORY_DAYS = 90  # how far back a job is looked for whose time of submission is not known
 # without this list sacct leaves out jobs that were cancelled before they could have started (seen with 22.05)
 _ALL_STATES = "BF,CA,CD,DL,F,NF,OOM,PD,PR,R,RQ,RS,RV,S,TO"
@@ -233,7 +233,7 @@ def _with_comment(known: Sequence[Job], pattern: str) -> list[Job]:
 
 def _start(since: float | None) -> str:
     """sacct's --starttime: without one it looks at today's jobs alone."""
-    earliest = time.time() - _HISTORY_DAYS * _SECONDS_PER_DAY if since is None else since - _CLOCK_SKEW_SECONDS
+    earliest = time.time() - _HISTORY_DAYS * SECONDS_PER_DAY if since is None else since - _CLOCK_SKEW_SECONDS
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(earliest))
 
 
