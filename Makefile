@@ -31,8 +31,8 @@ types: $(STAMP)  ## what runs in jobs also for the oldest Python of containers
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.10 -p launcher.work
 
-fast: $(STAMP)  ## unit and golden tests; more at once than there are cores, since many wait for processes
-	$(PYTEST) -q -n 6 --dist worksteal -m "unit or golden"
+fast: $(STAMP)  ## unit and golden tests, on every core
+	$(PYTEST) -q -n auto --dist worksteal -m "unit or golden"
 
 engines: $(STAMP) $(TRL)  ## the engines' environments and the demo model, kept under ~/.cache/swiftlaunch
 	$(BIN)/swiftlaunch env sync --site local $(ENGINES)
@@ -50,7 +50,7 @@ demo: $(STAMP)  ## the whole chain on this machine, no GPU needed
 
 test: lint types fast engines  ## every test that can run on this machine
 	@tests/system-packages.sh slurm
-	$(PYTEST) -n 3 --dist loadfile -m "slurm or layout or e2e"  # most of the time they wait
+	$(PYTEST) -n 3 --dist loadfile -m "local or slurm or layout or e2e"  # most of the time they wait
 
 chaos: $(STAMP)  ## training on a real cluster while things break; SEED=7 FAULTS=30
 	@tests/system-packages.sh slurm

@@ -10,7 +10,7 @@ import pytest
 
 from launcher import assets
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.local
 
 HOSTILE = [
     '"; touch stray; "',

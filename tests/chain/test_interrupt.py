@@ -17,7 +17,7 @@ import pytest
 from launcher import assets
 from launcher.states import State
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.local
 
 
 def site_with_this_python(user: Any) -> str:

@@ -20,7 +20,7 @@ from launcher.states import State
 from launcher.submission import resume
 from tests.chain.probe import Chain
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.local
 
 
 @pytest.fixture

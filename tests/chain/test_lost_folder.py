@@ -16,7 +16,7 @@ from launcher.scheduler import default_state_dir, open_scheduler
 from launcher.scheduler.base import Machine
 from launcher.submission import cancel_without_folder
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.local
 
 
 def states(user: Any) -> dict[str, str]:

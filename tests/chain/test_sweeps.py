@@ -12,7 +12,7 @@ from launcher.record import read_events, read_json
 from launcher.rundir import RunDir
 from tests.chain.sweeps import Sweeper
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.local
 
 
 @pytest.fixture

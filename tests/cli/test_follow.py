@@ -15,7 +15,7 @@ import pytest
 
 from launcher import assets
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.local
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = str(ROOT / "recipes/sft-smollm2-cpu.toml")

@@ -20,7 +20,7 @@ from launcher.states import State
 from launcher.view.logs import Source, known_group
 from tests.groups.together import Together, group, site, staged
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.local
 
 Start = Callable[..., Together]
 

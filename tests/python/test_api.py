@@ -16,7 +16,7 @@ from launcher.errors import InputError, SchedulerError, WaitTimeout
 from launcher.scheduler import Scheduler
 from tests.chain.conftest import GOOD, User
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.local
 
 POLL = 0.1
 

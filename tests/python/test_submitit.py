@@ -22,7 +22,7 @@ from launcher.submitit import SwiftlaunchExecutor, SwiftlaunchJob
 from tests.chain.conftest import User
 from tests.python import functions
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.local
 
 PROGRAM = """\
 import submitit

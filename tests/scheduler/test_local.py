@@ -19,7 +19,7 @@ from launcher.states import State
 
 from .conftest import Desk, until
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.local
 
 
 def test_a_script_sees_what_slurm_would_show_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

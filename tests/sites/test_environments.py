@@ -17,7 +17,7 @@ from launcher.environments import _pip_fault, remove, status, sync
 from launcher.errors import EnvironmentFault, UserError
 from launcher.sites import Site
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.local
 
 MakeSite = Callable[[str], Site]
 FRUIT = "# import: apple, pear\napple==1.0\npear==1.0\n"
