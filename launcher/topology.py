@@ -108,8 +108,8 @@ def layout_faults(
             fault("expert", "the model has no experts", "remove expert and expert_tensor")
         elif shape.experts % layout.expert:
             must_divide("expert", layout.expert, "experts", shape.experts)
-        if layout.expert > 1 and layout.tensor > 1 and not layout.sequence_parallel:
-            fault("sequence_parallel", "experts with tensor > 1 need sequence_parallel = true")
+    if shape.experts and layout.tensor > 1 and not layout.sequence_parallel:
+        fault("sequence_parallel", "experts with tensor > 1 need sequence_parallel = true")
     if world_size % layout.model_parallel:
         fault(
             "",

@@ -122,8 +122,11 @@ class Run:
             time.sleep(0.02)
 
 
-def finish_together(runs: list[Run], seconds: float = 600) -> None:
-    """Train several runs of as many ranks one after the other, in one process a rank; see several.py."""
+def finish_together(runs: list[Run], seconds: float = 600, program: str = "several.py") -> None:
+    """Train several runs of as many ranks one after the other, in one process a rank; see several.py.
+
+    `program` is another one of this folder, which does something else with as many plans.
+    """
     ranks = runs[0].ranks
     folder = runs[0].files.root
     attempt = Attempt([], [folder / f"several-{rank}.log" for rank in range(ranks)])
@@ -133,7 +136,7 @@ def finish_together(runs: list[Run], seconds: float = 600) -> None:
         with log.open("wb") as out:
             attempt.processes.append(
                 subprocess.Popen(
-                    [train_python(), str(HERE / "several.py"), *(str(run.files.plan) for run in runs)],
+                    [train_python(), str(HERE / program), *(str(run.files.plan) for run in runs)],
                     env={**os.environ, **common, **places},
                     stdout=out,
                     stderr=subprocess.STDOUT,

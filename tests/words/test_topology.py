@@ -49,6 +49,7 @@ def test_experts_that_can_run() -> None:
         (Layout(expert=2), LLAMA_8B, "train.layout.expert: the model has no experts"),
         (Layout(expert=3), MOE, "train.layout.expert: 3 does not divide the model's 8 experts"),
         (Layout(expert=2, tensor=2), MOE, "train.layout.sequence_parallel: experts with tensor > 1 need"),
+        (Layout(tensor=2), MOE, "train.layout.sequence_parallel: experts with tensor > 1 need"),
         (Layout(tensor=4, pipeline=4), LLAMA_8B, "train.layout: 8 ranks (nodes * tasks_per_node) cannot be divided"),
     ],
 )
