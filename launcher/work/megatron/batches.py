@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 
 from launcher.work.megatron.sequences import held_positions
 from launcher.work.packing import Packs
+from launcher.work.ranks import device
 from launcher.work.samples import SampleLike
 
 Item = TypeVar("Item")
@@ -106,7 +108,7 @@ class Stream(Generic[Item]):
         """What this rank holds under context parallelism; every row is cut into sequences at `ends`."""
         if self.context_ranks > 1:
             whole = whole[:, held_positions(ends, self.context_rank, self.context_ranks)]
-        return whole.to("cuda")
+        return whole.to(device())
 
 
 class Batches(Stream[SampleLike]):
@@ -183,8 +185,6 @@ class PackedBatches(Stream[PackedRow]):
             yield self._filled(row)
 
     def _filled(self, row: PackedRow) -> Batch:
-        from megatron.core.packed_seq_params import PackedSeqParams
-
         rows = _Rows(self.sequence_length, self.padding)
         ends: list[int] = []
         at = 0
@@ -196,21 +196,29 @@ class PackedBatches(Stream[PackedRow]):
         if at < self.sequence_length:  # what is left is a sequence of its own, which does not count
             rows.number(at, self.sequence_length - at)
             ends.append(self.sequence_length)
-        starts = [0, *ends[:-1]]
-        longest = max(end - start for start, end in zip(starts, ends, strict=True))
-        bounds = torch.tensor([0, *ends], dtype=torch.int32).to("cuda")
-        packed = PackedSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=bounds,
-            cu_seqlens_kv=bounds,
-            max_seqlen_q=longest,
-            max_seqlen_kv=longest,
-        )
         parts = [self._own_part(part.unsqueeze(0), ends) for part in rows.parts]
-        return Batch([sample.id for sample in row.samples], *parts, packed=packed)
+        return Batch([sample.id for sample in row.samples], *parts, packed=_bounds(ends))
 
     def _slots(self, length: int) -> int:
         return -(-length // self._unit) * self._unit
+
+
+def _bounds(ends: Sequence[int]) -> Any:
+    """Where the sequences of a row end, as Megatron-core's attention is told; None in engines that go by positions."""
+    if "megatron.core" not in sys.modules:
+        return None
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    starts = [0, *ends[:-1]]
+    longest = max(end - start for start, end in zip(starts, ends, strict=True))
+    bounds = torch.tensor([0, *ends], dtype=torch.int32).to(device())
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=bounds,
+        cu_seqlens_kv=bounds,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
 
 
 class _Rows:

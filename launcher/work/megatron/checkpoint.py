@@ -28,7 +28,7 @@ from launcher.errors import WorkerError
 from launcher.record import read_json, write_json
 from launcher.work.megatron.model import Model
 from launcher.work.megatron.optimizer import ensure_state, unshare_steps
-from launcher.work.megatron.process import hash_files, listed
+from launcher.work.ranks import hash_files, listed
 
 MANIFEST = "manifest.json"
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}  # the one that also loads into another layout

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.topology import Layout
 from launcher.work import corpus
 from launcher.work.context import Context
 from launcher.work.data import fingerprint, problems
 from launcher.work.megatron.batches import Batches, PackedBatches
 from launcher.work.megatron.pairs import PairBatches
 from launcher.work.megatron.preference import METHODS, pair_batches
-from launcher.work.megatron.process import hash_files
 from launcher.work.packing import pack
+from launcher.work.ranks import hash_files
 
 
 @dataclass(frozen=True)
@@ -28,19 +27,15 @@ class Feed:
     figures: Mapping[str, Any]
 
 
-def feed(context: Context, tokenizer: Any, layout: Layout) -> Feed:
-    """The batches of `options.data` for `options.train`. Every rank calls it together."""
-    from megatron.core import parallel_state
+def feed(context: Context, tokenizer: Any, place: Mapping[str, int], *, tensor_ranks: int = 1) -> Feed:
+    """The batches of `options.data` for `options.train`. Every rank calls it together.
 
+    `place` says which part of a global batch is this rank's, as batches take it: replica, replicas, context_rank,
+    context_ranks.
+    """
     train = context.options["train"]
     ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    place: dict[str, int] = {
-        "padding": next(int(token) for token in ends if token is not None),
-        "replica": parallel_state.get_data_parallel_rank(),
-        "replicas": parallel_state.get_data_parallel_world_size(),
-        "context_rank": parallel_state.get_context_parallel_rank(),
-        "context_ranks": layout.context,
-    }
+    place = {**place, "padding": next(int(token) for token in ends if token is not None)}
     if train["method"] in METHODS:
         rows = problems(context.options["data"], "train")
         pairs = pair_batches(rows, tokenizer, train, place)
@@ -53,7 +48,7 @@ def feed(context: Context, tokenizer: Any, layout: Layout) -> Feed:
     if train.get("packing"):
         lengths = found.samples.lengths()
         packs = pack(lengths, int(train["sequence_length"]), seed=int(train["seed"]))
-        batches = PackedBatches(found.samples, lengths, packs, train, tensor_ranks=layout.tensor, **place)
+        batches = PackedBatches(found.samples, lengths, packs, train, tensor_ranks=tensor_ranks, **place)
         facts |= {"packs": len(packs), "packing_efficiency": packs.efficiency}
     if context.is_main:
         context.event("data", **facts)

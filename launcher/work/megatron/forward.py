@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -59,23 +60,20 @@ def forward_backward(
 
 def on_last_stage() -> bool:
     """Whether this rank holds the end of the model, where losses are."""
-    from megatron.core import parallel_state
-
-    return bool(parallel_state.is_pipeline_last_stage(ignore_virtual=True))
+    groups = _groups()
+    return groups is None or bool(groups.is_pipeline_last_stage(ignore_virtual=True))
 
 
 def reports_alone() -> bool:
     """Whether this rank, of the tensor-parallel ones with the same losses, is the one whose reports count."""
-    from megatron.core import parallel_state
-
-    return on_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
+    groups = _groups()
+    return groups is None or (on_last_stage() and groups.get_tensor_model_parallel_rank() == 0)
 
 
 def first_of_context() -> bool:
     """Whether this rank is the first of those that share its sequences: what they all know is counted once."""
-    from megatron.core import parallel_state
-
-    return bool(parallel_state.get_context_parallel_rank() == 0)
+    groups = _groups()
+    return groups is None or bool(groups.get_context_parallel_rank() == 0)
 
 
 def over_context(values: Any) -> Any:
@@ -83,9 +81,14 @@ def over_context(values: Any) -> Any:
 
     Megatron-core adds up the gradients of context-parallel ranks, so that each must see that of its own part alone.
     """
-    from megatron.core import parallel_state
+    groups = _groups()
+    if groups is None or groups.get_context_parallel_world_size() == 1:
+        return values
     from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 
-    if parallel_state.get_context_parallel_world_size() == 1:
-        return values
-    return reduce_from_tensor_model_parallel_region(values, group=parallel_state.get_context_parallel_group())
+    return reduce_from_tensor_model_parallel_region(values, group=groups.get_context_parallel_group())
+
+
+def _groups() -> Any:
+    """Megatron-core's parallel groups; None in other engines, where each rank computes with the whole model."""
+    return sys.modules.get("megatron.core.parallel_state")

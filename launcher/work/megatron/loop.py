@@ -19,6 +19,7 @@ from launcher.work.megatron.forward import forward_backward, reports_alone
 from launcher.work.megatron.model import Model
 from launcher.work.megatron.objective import NextToken, Preference
 from launcher.work.megatron.optimizer import set_rates
+from launcher.work.ranks import device
 
 _UNKNOWN_SAVE_SECONDS = 60.0  # until a checkpoint was written
 
@@ -103,7 +104,7 @@ class Loop:
             for report in reports:
                 totals[:-1] += report.double().cpu()
         totals[-1] = float(self.context.stop_requested or self._time_is_up())
-        totals = totals.to("cuda")
+        totals = totals.to(device())
         dist.all_reduce(totals)
         loss, divisor, *sums, stops = totals.tolist()
         figures = {"loss": loss / divisor}

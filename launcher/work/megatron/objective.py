@@ -16,7 +16,7 @@ from launcher.work.megatron import losses
 from launcher.work.megatron.batches import Batch, Batches, PackedBatches
 from launcher.work.megatron.forward import first_of_context, over_context
 from launcher.work.megatron.pairs import PairBatch, PairBatches
-from launcher.work.megatron.reference import Reference
+from launcher.work.megatron.reference import ADAPTER_OFF, FROZEN_COPY, Reference
 
 WITH_REFERENCE = ("dpo", "kto")
 MEAN_LOGS = ("simpo", "orpo")  # methods that look at log-probabilities per token
@@ -35,6 +35,14 @@ class NextToken:
     def begin(self, step: int) -> Callable[[], Iterator[Batch]]:
         """Get ready for a step; what gives its micro-batches."""
         return partial(self.batches.micro, step)
+
+    def lengths(self, step: int) -> tuple[list[int], list[int]]:
+        """Tokens of the sequences that a step trains on, and of those that it only looks at."""
+        return self.batches.lengths(step), []
+
+    def divisor(self, batch: Batch) -> Any:
+        """What the loss of a micro-batch brings to the number that the global batch's is divided by."""
+        return batch.loss_mask.sum()
 
     def loss(self, batch: Batch, out: Any) -> tuple[Any, Any, Any]:
         """The summed loss, the tokens that it is over, and [loss, tokens] for the report."""
@@ -65,6 +73,17 @@ class Preference:
         tokens = sum(sum(self._sft_tokens(pair.first.trained)) for pair in pairs)
         self.sft_scale = float(self.settings.get("sft_weight", 0.0)) * len(pairs) / max(1, tokens)
         return partial(self.batches.micro, step)
+
+    def lengths(self, step: int) -> tuple[list[int], list[int]]:
+        """Tokens of the sequences that a step trains on, and of those that the reference or KTO only look at."""
+        pairs = self.batches.of_step(step)
+        first, second = [pair.first.length for pair in pairs], [pair.second.length for pair in pairs]
+        referred = first + second if self.reference.kind in (ADAPTER_OFF, FROZEN_COPY) else []
+        return (first, referred + second) if self.single else (first + second, referred)
+
+    def divisor(self, batch: PairBatch) -> Any:
+        """What the loss of a micro-batch brings to the number that the global batch's is divided by."""
+        return torch.tensor(float(len(batch.indices)), device=batch.tokens.device)
 
     def loss(self, batch: Batch, out: Any) -> tuple[Any, Any, Any]:
         """The summed loss, the pairs that it is over, and [loss, pairs, sums of figures, counts of figures]."""

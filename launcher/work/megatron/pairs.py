@@ -15,6 +15,7 @@ import torch
 from launcher.errors import WorkerError
 from launcher.work.data import Problem
 from launcher.work.megatron.batches import Batch, Stream, order
+from launcher.work.ranks import device
 from launcher.work.samples import Sample
 from launcher.work.tokens import Encoded, encode
 
@@ -93,7 +94,7 @@ class PairBatches(Stream[Pair]):
         for own in self.own(pairs):
             sequences = [pair.first for pair in own] * first + [pair.second for pair in own] * second
             batch = self.padded(sequences)
-            lengths = torch.tensor([[sample.length] for sample in sequences]).to("cuda")
+            lengths = torch.tensor([[sample.length] for sample in sequences]).to(device())
             yield PairBatch(
                 ids=[pair.id for pair in own],
                 tokens=batch.tokens,
@@ -101,8 +102,8 @@ class PairBatches(Stream[Pair]):
                 loss_mask=batch.loss_mask,
                 positions=batch.positions,
                 indices=[pair.index for pair in own],
-                wanted=torch.tensor([pair.wanted for pair in own]).to("cuda"),
-                answers=torch.tensor([float(sum(sample.trained[1:])) for sample in sequences]).to("cuda"),
+                wanted=torch.tensor([pair.wanted for pair in own]).to(device()),
+                answers=torch.tensor([float(sum(sample.trained[1:])) for sample in sequences]).to(device()),
                 text_mask=(batch.positions < lengths).float(),
             )
 

@@ -26,6 +26,7 @@ from launcher.work.megatron.forward import (
 )
 from launcher.work.megatron.model import Model
 from launcher.work.megatron.pairs import Pair, PairBatch, PairBatches
+from launcher.work.ranks import device
 
 ADAPTER_OFF, FROZEN_COPY, PRECOMPUTED = "adapter-off", "frozen-copy", "precomputed"
 
@@ -59,7 +60,7 @@ class Reference:
                 if start <= index and reports_alone() and first_of_context():
                     found[index - start] = torch.tensor(values, dtype=torch.float64)
             stop = torch.tensor([float(context.stop_requested)], dtype=torch.float64)
-            together = torch.cat([found.flatten(), stop]).to("cuda")
+            together = torch.cat([found.flatten(), stop]).to(device())
             dist.all_reduce(together)
             *values, stops = together.tolist()
             known += zip(values[::2], values[1::2], strict=True)
@@ -104,7 +105,7 @@ class Reference:
         if reports_alone() and first_of_context():
             own = [pair.index for part in self.batches.own(pairs) for pair in part]
             total += sum(found[index][1] - self._known[index][1] for index in own)
-        total = total.to("cuda")
+        total = total.to(device())
         dist.all_reduce(total)
         return (total[0] / len(pairs)).clamp(min=0).float()
 

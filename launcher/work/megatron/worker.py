@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from launcher.topology import Layout
+from launcher.work import ranks
 from launcher.work.context import Context
 from launcher.work.megatron import process
 from launcher.work.models import training_tokenizer
@@ -34,7 +35,13 @@ def run(context: Context) -> None:
     from launcher.work.megatron.pairs import PairBatches
     from launcher.work.megatron.preference import preference
 
-    fed = feed(context, training_tokenizer(context.options["model"]), layout)
+    place = {
+        "replica": parallel_state.get_data_parallel_rank(),
+        "replicas": parallel_state.get_data_parallel_world_size(),
+        "context_rank": parallel_state.get_context_parallel_rank(),
+        "context_ranks": layout.context,
+    }
+    fed = feed(context, training_tokenizer(context.options["model"]), place, tensor_ranks=layout.tensor)
     batches = fed.batches
     steps = train.get("steps") or batches.steps(train["epochs"])
 
@@ -68,8 +75,8 @@ def run(context: Context) -> None:
     artifact = context.files.artifact(context.stage.name)
     save_artifact(model, artifact, train, base=base)
     weights = sorted(base.glob("*.safetensors"))
-    digests = process.hash_files(weights)
-    process.leave()
+    digests = ranks.hash_files(weights)
+    ranks.leave()
     if context.is_main:
         context.finish(
             metrics={
