@@ -19,7 +19,7 @@ from launcher.topology import Layout, layout_faults
 _BUILT = {
     "engine": ("megatron",),
     "method": ("cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo", "rm"),
-    "tuner": ("full", "lora", "rslora"),
+    "tuner": ("full", "lora", "rslora", "dora"),
     "optimizer": ("adamw", "adam"),
 }
 _WITHOUT_BF16 = ("v100", "p100", "t4", "rtx2080")

@@ -67,7 +67,10 @@ def _copy_whole(weights: Path, part: Path) -> None:
 
 
 def _merge(base: Path, weights: Path, adapter: Mapping[str, Any], part: Path, context: Context) -> None:
-    """W + scale * B A for every adapted layer: summed in fp32, stored in the base model's number format."""
+    """W + scale * B A for every adapted layer: summed in fp32, stored in the base model's number format.
+
+    With magnitudes (DoRA, arXiv:2402.09353) each row of the sum is then given its trained length.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -92,7 +95,11 @@ def _merge(base: Path, weights: Path, adapter: Mapping[str, Any], part: Path, co
             waiting.discard(layer)
             a = low_rank[f"{layer}.lora_A.weight"].to(torch.float32)
             b = low_rank[f"{layer}.lora_B.weight"].to(torch.float32)
-            tensors[name] = (weight.to(torch.float32) + scale * (b @ a)).to(weight.dtype).contiguous()
+            merged = weight.to(torch.float32) + scale * (b @ a)
+            magnitude = low_rank.get(f"{layer}.lora_magnitude_vector")
+            if magnitude is not None:
+                merged *= (magnitude.to(torch.float32) / merged.norm(dim=1)).unsqueeze(1)
+            tensors[name] = merged.to(weight.dtype).contiguous()
         save_file(tensors, str(part / path.name), metadata={"format": "pt"})
         context.progress(number + 1, len(files), "files")
         context.raise_if_stopping()

@@ -6,7 +6,7 @@ from launcher.errors import WorkerError
 from launcher.work.context import Context
 
 METHODS = ("cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo", "rm")
-TUNERS = ("full", "lora", "rslora")
+TUNERS = ("full", "lora", "rslora", "dora")
 
 
 def run(context: Context) -> None:

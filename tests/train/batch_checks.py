@@ -14,8 +14,8 @@ from launcher.errors import WorkerError
 from launcher.work.corpus import tokenise
 from launcher.work.data import Problem
 from launcher.work.megatron import process
+from launcher.work.megatron.adapters import target_layers
 from launcher.work.megatron.batches import Batches, PackedBatches, order
-from launcher.work.megatron.model import target_layers
 from launcher.work.megatron.optimizer import learning_rate
 from launcher.work.packing import pack
 from launcher.work.samples import Sample

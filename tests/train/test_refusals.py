@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
     [
         ({"engine": "deepspeed", "method": "sft", "tuner": "lora"}, "train.engine"),
         ({"engine": "megatron", "method": "grpo", "tuner": "lora"}, "train.method"),
-        ({"engine": "megatron", "method": "sft", "tuner": "dora"}, "train.tuner"),
+        ({"engine": "megatron", "method": "sft", "tuner": "qlora"}, "train.tuner"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tmp_path: Path, settings: dict[str, Any], where: str) -> None:

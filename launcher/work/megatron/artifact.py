@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from launcher.record import write_json
 from launcher.work.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from launcher.work.megatron.adapters import adapted_layers
 from launcher.work.megatron.forward import reports_alone
 from launcher.work.megatron.model import Model
 
@@ -26,7 +27,10 @@ def save_artifact(model: Model, folder: Path, train: Mapping[str, Any], *, base:
         part.mkdir(parents=True)
     dist.barrier()
     adapted = model.adapted is not model.bare
-    model.bridge.save_weights(list(model.adapted), str(part), peft_format=adapted)
+    if adapted:
+        _save_adapter(model, part, magnitudes=train["tuner"] == "dora")
+    else:
+        model.bridge.save_weights(list(model.bare), str(part))
     if adapted and model.scores:
         _add_head(model, part)
     if dist.get_rank() == 0:
@@ -35,6 +39,38 @@ def save_artifact(model: Model, folder: Path, train: Mapping[str, Any], *, base:
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
     dist.barrier()
+
+
+def _save_adapter(model: Model, folder: Path, *, magnitudes: bool) -> None:
+    """Write the adapter by the names of the Hugging Face layers, whose parts of fused layers share one A."""
+    lengths: dict[str, Any] = {}
+
+    def without_magnitude(name: str, tensor: Any) -> tuple[str, Any]:
+        if not magnitudes or ".lora_B." not in name:
+            return name, tensor
+        layer = name.partition(".lora_B.")[0]
+        lengths[f"{layer}.lora_magnitude_vector"] = tensor[:, -1].contiguous()
+        return name, tensor[:, :-1].contiguous()
+
+    kept = []
+    for chunk in model.bare:
+        for _, layer in adapted_layers(chunk):
+            for parameter, tensor in layer.exported():
+                kept.append((parameter, parameter.data))
+                parameter.data = tensor.detach()
+    model.bridge.save_weights(list(model.adapted), str(folder), peft_format=True, converter=without_magnitude)
+    for parameter, data in kept:
+        parameter.data = data
+    if lengths:  # on the rank that writes
+        _add(folder, lengths)
+
+
+def _add(folder: Path, tensors: Mapping[str, Any]) -> None:
+    """Put further tensors into the adapter's file."""
+    from safetensors.torch import load_file, save_file
+
+    file = str(folder / ADAPTER_WEIGHTS)
+    save_file({**load_file(file), **tensors}, file, metadata={"format": "pt"})
 
 
 def _add_head(model: Model, folder: Path) -> None:
@@ -49,8 +85,7 @@ def _add_head(model: Model, folder: Path) -> None:
         save_file({SCORE: weight}, str(handed))
     dist.barrier()
     if dist.get_rank() == 0:
-        whole = {**load_file(str(folder / ADAPTER_WEIGHTS)), **load_file(str(handed))}
-        save_file(whole, str(folder / ADAPTER_WEIGHTS), metadata={"format": "pt"})
+        _add(folder, load_file(str(handed)))
         handed.unlink()
 
 
@@ -71,6 +106,7 @@ def _adapter_config(weights: Path, train: Mapping[str, Any], *, base: Path) -> d
         "lora_alpha": lora["alpha"],
         "lora_dropout": lora.get("dropout", 0.0),
         "use_rslora": train["tuner"] == "rslora",
+        "use_dora": train["tuner"] == "dora",
         "target_modules": sorted(layers),
         "bias": "none",
         "inference_mode": True,

@@ -1,11 +1,9 @@
-"""The model of this rank: Megatron-core chunks from a Hugging Face folder, with LoRA adapters where asked for."""
+"""The model of this rank: Megatron-core chunks from a Hugging Face folder, with adapters where asked for."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,7 @@ import torch
 
 from launcher.errors import WorkerError
 from launcher.topology import Layout
-
-# Megatron-core's fused linear layers and the Hugging Face layers that each holds
-LINEAR_LAYERS = {
-    "linear_qkv": {"q_proj", "k_proj", "v_proj"},
-    "linear_proj": {"o_proj"},
-    "linear_fc1": {"gate_proj", "up_proj"},
-    "linear_fc2": {"down_proj"},
-}
+from launcher.work.megatron.adapters import adapt
 
 
 class Model:
@@ -63,7 +54,7 @@ def build(path: Path, train: Mapping[str, Any], layout: Layout) -> Model:
     for chunk in bare:
         _mark_split_weights(chunk)
     config.bridge.load_weights(bare, str(path))
-    adapted = bare if train["tuner"] == "full" else [_adapt(chunk, train) for chunk in bare]
+    adapted = bare if train["tuner"] == "full" else [adapt(chunk, train) for chunk in bare]
     if scores:
         for chunk in bare:
             _initialise_head(chunk, seed=train["seed"], deviation=found.initializer_range)
@@ -180,89 +171,3 @@ def _mark_split_weights(chunk: Any) -> None:
             weight = module.weight
             if weight is not None and not hasattr(weight, "tensor_model_parallel"):
                 set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=0, stride=1)
-
-
-def _adapt(chunk: Any, train: Mapping[str, Any]) -> Any:
-    """Put LoRA adapters into one chunk: A at random by name, B zero, so that training starts at the base model."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = train["lora"]
-    layers = "|".join(target_layers(lora.get("target_modules") or ["all-linear"]))
-    # no task_type: PEFT would then expect a transformers model
-    config = LoraConfig(
-        r=lora["rank"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora.get("dropout", 0.0),
-        use_rslora=train["tuner"] == "rslora",
-        target_modules=rf".*\.({layers})$",
-    )
-    adapted = get_peft_model(chunk, config)
-    _initialise_adapters(chunk, seed=train["seed"])
-    return adapted
-
-
-def target_layers(names: Sequence[str]) -> list[str]:
-    """Megatron-core's layers for `lora.target_modules`. Raises WorkerError where a fused layer is named in part."""
-    wanted = set(names)
-    if "all-linear" in wanted:
-        return list(LINEAR_LAYERS)
-    chosen = []
-    for layer, parts in LINEAR_LAYERS.items():
-        if layer in wanted or parts <= wanted:
-            chosen.append(layer)
-        elif parts & wanted:
-            raise WorkerError(
-                f"{', '.join(sorted(parts))} are one matrix in Megatron-core and take one adapter",
-                where="train.lora.target_modules",
-                hint="name all of them, or none",
-            )
-        wanted -= parts | {layer}
-    if wanted:
-        raise WorkerError(
-            f"unknown layers: {', '.join(sorted(wanted))}",
-            where="train.lora.target_modules",
-            hint="all-linear, or " + ", ".join(sorted(part for parts in LINEAR_LAYERS.values() for part in parts)),
-        )
-    return chosen
-
-
-def _initialise_adapters(chunk: Any, *, seed: int) -> None:
-    """Fill every A from a generator of its own: the same values in every layout, each rank taking its slice."""
-    from mcore_bridge import LoraParallelLinear
-    from megatron.core import parallel_state
-
-    for name, module in chunk.named_modules():
-        if not isinstance(module, LoraParallelLinear):
-            continue
-        if not module.is_expert:
-            # These are whole on every tensor-parallel rank, but Transformer Engine marks all weights as split, and the
-            # gradient norm would count them once per rank.
-            whole = module.lora_B["default"] if module.is_parallel_a else module.lora_A["default"]
-            whole.weight.tensor_model_parallel = False
-        key = _global_name(chunk, name)
-        adapter = module.lora_A["default"]
-        for suffix, weight in adapter.named_parameters():
-            expert = ""
-            if module.is_grouped:
-                first = parallel_state.get_expert_model_parallel_rank() * adapter.num_gemms
-                expert = f".{first + int(suffix.removeprefix('weight'))}"
-            split = module.tp_size if module.is_parallel_a else 1
-            columns = weight.shape[1] * split
-            digest = hashlib.sha256(f"{seed}:{key}{expert}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-            values = torch.empty(weight.shape[0], columns).uniform_(
-                -1 / math.sqrt(columns), 1 / math.sqrt(columns), generator=generator
-            )
-            if split > 1:
-                values = values.chunk(split, dim=1)[parallel_state.get_tensor_model_parallel_rank()]
-            with torch.no_grad():
-                weight.copy_(values)
-
-
-def _global_name(chunk: Any, name: str) -> str:
-    """The module's name with the layer counted over the whole model, not over this rank."""
-    match = re.match(r"(.*\blayers\.)(\d+)(\..*)", name)
-    if match is None:
-        return name
-    prefix, index, rest = match.groups()
-    return f"{prefix}{chunk.decoder.layers[int(index)].layer_number - 1}{rest}"
