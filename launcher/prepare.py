@@ -45,6 +45,7 @@ class Prepared:
     sweep: SweepPlan | None = None  # of a sweep; with it where its points are, and their plans
     placed: Sweep | None = None
     point_plans: tuple[Plan, ...] = ()
+    linked: tuple[tuple[Path, Path], ...] = ()  # folders of the run, and the ones whose files they have links to
     inputs: tuple[bytes, ...] = ()  # of calls: the pickled functions, of an array in the order of its points
 
 
@@ -75,6 +76,13 @@ def prepare(
         return arranged(Prepared(sweep.plan, {}, loaded.text, choice.site, choice.why, sweep), ARRAY_SIZE)
     plan = planner.plan(loaded, run_id)
     return Prepared(plan, render(plan, assets.folder("templates")), loaded.text, choice.site, choice.why)
+
+
+def planned(
+    loaded: LoadedRecipe, site: Site, run_id: str, *, home: Path, environ: Mapping[str, str], recipe_path: str = ""
+) -> Plan:
+    """The plan of a recipe without a sweep. Raises InputError with every fault found."""
+    return _Planner(loaded, site, home, environ, recipe_path).plan(loaded, run_id)
 
 
 class _Planner:

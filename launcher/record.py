@@ -6,12 +6,19 @@ that has groups):
 
     attempt_started  job_id, host, pid, world_size, versions {package: version}
     resumed          step
-    step             step, steps, loss, grad_norm, learning_rate, tokens_per_second, seconds
+    step             step, steps, seconds, loss, grad_norm, learning_rate, tokens_per_second, mfu, and parts of the
+                     seconds: {data,compute,pipeline,reference,exchange,optimizer,checkpoint}_seconds
+    ranks            step, steps (that it is over), memory_rank, memory_node, resident_mib, allocated_mib,
+                     reserved_mib; with several ranks: slow_rank, slow_node, slow_seconds, usual_seconds, slowdown
+    spike            step, figure (loss | grad_norm), value, samples [ids]; usual, limit, stops (bool) of a number
+    tracking         tracker, place, trouble   where a tracker writes; "" and why once it does not
     progress         done, total, unit         anything that is not an optimizer step; a total of 0 is not known
     data             rows, samples, tokens, rows_cut, rows_left_out, left_out [ids], turns_rewritten,
                      lengths (lengths.Lengths); when packed: packs, packing_efficiency (0 to 1)
     metric           name, value
-    checkpoint       step, path, seconds
+    resharded        from, to                  the layouts of the checkpoint and of this attempt, where they differ
+    replanned        earlier (file of the plan before), changes {TOML path: [old, new]}; of attempt 0: no job did it
+    checkpoint       step, path, bytes, seconds (until it was published), stall_seconds (in which training stood)
     ready            host, port                a server answered a real generation
     attempt_ended    outcome (completed | requeued | failed), exit_code, error, error_class
 """

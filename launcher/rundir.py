@@ -22,6 +22,15 @@ class RunDir:
         """The plan, written once; `launcher.plan.from_json` reads it."""
         return self.root / "plan.json"
 
+    def earlier_plan(self, number: int) -> Path:
+        """The plan that a later one has replaced, oldest from 1: `resume --set` plans what is left of a run anew."""
+        return self.root / f"plan-{number}.json"
+
+    @property
+    def replanned(self) -> Path:
+        """Folder of a new plan and its scripts, until they are in their places."""
+        return self.root / "replanned"
+
     @property
     def recipe(self) -> Path:
         """The recipe as the user wrote it."""
@@ -69,6 +78,16 @@ class RunDir:
     @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """Where W&B's library writes."""
+        return self.root / "wandb"
+
+    @property
+    def mlflow(self) -> Path:
+        """An MLflow file store, where the recipe names no server."""
+        return self.root / "mlflow"
 
     def tokens(self, run_id: str) -> Path:
         """Tokenised training data, beside the runs: all runs of the folder share it, and it can be deleted."""

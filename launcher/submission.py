@@ -33,6 +33,7 @@ from launcher.plan import CALL, Plan, Stage, from_json, job_comment
 from launcher.prepare import Prepared, arranged, as_submitted
 from launcher.record import read_json, write_json, write_text
 from launcher.registry import Registry, RunRow, registry_path
+from launcher.replan import Replanned, finish_cut, put_in_place
 from launcher.rundir import RunDir
 from launcher.scheduler import Scheduler, default_state_dir, open_scheduler
 from launcher.scheduler.admission import Admission, look
@@ -107,6 +108,7 @@ def resume(
     plan: Plan,
     active_jobs: Callable[[], Mapping[str, str]],
     only: Collection[str] | None = None,
+    again: Replanned | None = None,
 ) -> list[str]:
     """Submit the stages that have neither a result nor an active job; returns their names.
 
@@ -114,6 +116,9 @@ def resume(
     waits for a stage which is submitted again is replaced: it waits for a job that has failed, and Slurm may take
     minutes to end it. `active_jobs` gives stage -> id of the job that may still run. It is asked once no other shell
     can submit into this run, so that two at once do not submit the same stage twice.
+
+    `again` is the run planned anew. It takes the place of the old plan if no stage is active but such as wait in vain,
+    and if Slurm would take its stages. Raises UserError or InputError if not, and then nothing has changed.
     """
     files = RunDir(run_dir)
     scheduler = open_scheduler(plan.scheduler, state_dir=default_state_dir())
@@ -124,6 +129,8 @@ def resume(
         return {name: job_id for name, job_id in active.items() if name not in lost}
 
     with _locked(run_dir):
+        if finish_cut(files):
+            plan = from_json(files.plan.read_text(encoding="utf-8"))
         if files.sweep.exists():
             return resume_sweep(plan, files, scheduler, known, only, partial(_admit_units, plan, files))
         noted: dict[str, list[str]] = read_json(files.jobs) or {}
@@ -136,15 +143,35 @@ def resume(
             wanted = only is None or stage.name in only or waits_in_vain
             if wanted and not files.result(stage.name).exists() and (stage.name not in active or waits_in_vain):
                 pending.append(stage)
+        if again is not None:
+            _must_rest(plan, [name for name in active if name not in {stage.name for stage in pending}])
+            plan = again.plan
+            pending = [plan.stage(stage.name) for stage in pending]
         if plan.scheduler == "slurm" and pending:
-            scripts = {stage.name: files.script(stage.name).read_text(encoding="utf-8") for stage in pending}
+            scripts = {
+                stage.name: again.scripts[stage.name]
+                if again is not None
+                else files.script(stage.name).read_text(encoding="utf-8")
+                for stage in pending
+            }
             _admitted(plan, scripts, replaced=sum(stage.name in active for stage in pending))
+        if again is not None and pending:
+            put_in_place(files, again)
         replaced = [stage.name for stage in pending if stage.name in active]
         scheduler.cancel([job_id for name in replaced for job_id in _all_jobs(plan, name, active.pop(name), noted)])
         for stage in pending:
             forgive(files, stage.name)
         _submit_stages(plan, scheduler, pending=pending, active=active)
     return [stage.name for stage in pending]
+
+
+def _must_rest(plan: Plan, running: Sequence[str]) -> None:
+    if running:
+        raise UserError(
+            f"{', '.join(running)} of {plan.run_id} is in the queue or runs; a plan changes between jobs",
+            where="--set",
+            hint=f"stop it first: swiftlaunch cancel {plan.run_id}",
+        )
 
 
 def cancel(run_dir: Path, plan: Plan, jobs: Mapping[str, str]) -> list[str]:
@@ -304,6 +331,8 @@ def _write_run(part: Path, prepared: Prepared, secret_values: Mapping[str, str])
             files.batch_log(name).parent.mkdir(parents=True)  # sbatch fails a job whose output folder is missing
     if prepared.placed is not None:
         write_points(files, prepared.placed, prepared.plan, prepared.point_plans)
+    for place, source in prepared.linked:
+        shutil.copytree(source, part / place.relative_to(prepared.plan.run_dir), copy_function=_link)
     if prepared.inputs:
         called = [files] if prepared.placed is None else [point_files(files, point) for point in prepared.placed.points]
         for folder, pickled in zip(called, prepared.inputs, strict=True):
@@ -312,6 +341,14 @@ def _write_run(part: Path, prepared: Prepared, secret_values: Mapping[str, str])
         lines = [f"{name}={shlex.quote(value)}\n" for name, value in secret_values.items()]
         write_text(files.secrets, "".join(lines), mode=0o600)
     _snapshot(files.code / "launcher")
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, so that it outlives the first; a copy where there cannot be one."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _array_scripts(sweep: Sweep) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from launcher.recipe.points import Values, points
 from launcher.recipe.positions import Loc
 from launcher.recipe.schema import recipe_schema
 from launcher.recipe.sections import Model, Recipe
-from launcher.recipe.source import Origin, Source, dotted, read_source, with_values
+from launcher.recipe.source import Origin, Source, dotted, read_source, table_source, with_values
 from launcher.recipe.starter import starter
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Recipe",
     "describe",
     "load_recipe",
+    "load_resolved",
     "reasoning_gym_tasks",
     "recipe_schema",
     "starter",
@@ -93,6 +94,26 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), text: str = "") -> Lo
     Raises InputError with every fault that was found.
     """
     source, text = read_source(path, overrides, text)
+    return _loaded(source, path, text)
+
+
+def load_resolved(resolved: Mapping[str, Any], path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """The recipe that was `resolved` once, as a plan holds it, with `--set` words worked in; messages call it `path`.
+
+    Raises InputError with every fault that was found.
+    """
+    table = {name: _given(section) for name, section in resolved.items() if section is not None}
+    return _loaded(table_source(table, overrides, path), path, "")
+
+
+def _given(value: Any) -> Any:
+    """Without keys whose value is none, which TOML cannot say."""
+    if isinstance(value, dict):
+        return {key: _given(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def _loaded(source: Source, path: Path, text: str) -> LoadedRecipe:
     recipe, problems = validate(source.data)
     if recipe is None or source.faults:
         raise InputError([*source.faults, *(_fault(source, problem) for problem in _once(problems))])

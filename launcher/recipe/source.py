@@ -109,6 +109,13 @@ def read_source(path: Path, overrides: Sequence[str], text: str = "") -> tuple[S
     return source, own
 
 
+def table_source(table: Mapping[str, Any], overrides: Sequence[str], path: Path) -> Source:
+    """A recipe that is a table already, with what `--set` says; `path` is what messages call it."""
+    source = Source(deepcopy(dict(table)), {}, Origin(_label(path), 0, path.parent))
+    _override(source, overrides, Path.cwd())
+    return source
+
+
 def parse(text: str, label: str) -> tuple[Table, dict[Loc, int]]:
     """The TOML table in `text` and the line of each key. Raises InputError with line and column."""
     try:
