@@ -63,27 +63,26 @@ def build(path: Path, train: Mapping[str, Any], layout: Layout) -> Model:
 
 def frozen(path: Path, train: Mapping[str, Any], layout: Layout) -> list[Any]:
     """Chunks of the model as it is in its folder, without gradients: what training is compared with."""
-    from megatron.core.transformer.module import Float16Module
-
     model = build(path, {**train, "tuner": "full"}, layout)
     for chunk in model.bare:
         chunk.requires_grad_(False)
         chunk.eval()
-    return [Float16Module(model.config, chunk) if train["precision"] == "bf16" else chunk for chunk in model.bare]
+    return [_in_bf16(model.config, chunk) if train["precision"] == "bf16" else chunk for chunk in model.bare]
 
 
 def wrap(model: Model, train: Mapping[str, Any], *, distributed_optimizer: bool) -> None:
     """Wrap the chunks for mixed precision and data parallelism."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-    from megatron.core.transformer.module import Float16Module
 
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=distributed_optimizer,
         check_for_nan_in_grad=False,  # the loop looks at loss and gradient norm itself and names the samples
     )
+    for chunk in model.bare:
+        _mark_experts(chunk)
     for index, chunk in enumerate(model.adapted):
-        module = Float16Module(model.config, chunk) if train["precision"] == "bf16" else chunk
+        module = _in_bf16(model.config, chunk) if train["precision"] == "bf16" else chunk
         model.chunks.append(
             DistributedDataParallel(
                 config=model.config, ddp_config=settings, module=module, disable_bucketing=index > 0
@@ -91,6 +90,32 @@ def wrap(model: Model, train: Mapping[str, Any], *, distributed_optimizer: bool)
         )
         model.chunks[-1].train()
     model.config.finalize_model_grads_func = finalize_model_grads
+
+
+def _in_bf16(config: Any, chunk: Any) -> Any:
+    """The chunk with weights and activations in bf16; the routers' biases keep their fp32, as in transformers.
+
+    Megatron-core rounds them too before it widens them again, which sends tokens to other experts.
+    """
+    from megatron.core.transformer.module import Float16Module
+
+    routers = [module for module in chunk.modules() if getattr(module, "expert_bias", None) is not None]
+    exact = [router.expert_bias for router in routers]
+    wrapped = Float16Module(config, chunk)
+    for router, bias in zip(routers, exact, strict=True):
+        router.expert_bias = bias
+    return wrapped
+
+
+def _mark_experts(chunk: Any) -> None:
+    """Mark the experts' weights as those whose gradients the ranks with the same experts add up.
+
+    Megatron-core does it under expert parallelism only. With tensor parallelism alone every tensor-parallel rank has
+    whole experts and a part of the tokens; unmarked, each would learn from its own part, and the ranks drift apart.
+    """
+    for name, parameter in chunk.named_parameters():
+        if ".experts." in name:
+            parameter.allreduce = False
 
 
 def _settings(train: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
@@ -115,6 +140,7 @@ def _settings(train: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
         # gloo still reads a tensor that is being sent after the schedule has freed it; NCCL's streams order the two
         "deallocate_pipeline_outputs": on_gpu,
         "variable_seq_lengths": False,  # batches are padded to sequence_length
+        "moe_router_bias_update_rate": 0.0,  # biases that balance experts stay: an adapter could not carry them along
         "calculate_per_token_loss": True,  # gradients are divided by the global batch's tokens, in any layout
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
