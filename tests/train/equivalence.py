@@ -27,6 +27,7 @@ MODELS = {"llama": DENSE, "qwen3": DENSE, "moe": replace(DENSE, experts=4)}
 TUNERS: dict[str, dict[str, Any]] = {
     "full": {"tuner": "full", "learning_rate": 1e-3},
     "lora": {"tuner": "lora", "learning_rate": 5e-3},
+    "dora": {"tuner": "dora", "learning_rate": 5e-3},
 }
 DPO: dict[str, Any] = {
     "beta": 0.1, "loss": "sigmoid", "label_smoothing": 0.1, "length_normalization": False, "sft_weight": 0.5,
@@ -126,7 +127,9 @@ def difference(run: Run, alone: Run) -> Difference:
 
 def train(cells: Iterable[Cell], folder: Path, model_of: Callable[[str], Path]) -> dict[Cell, Run]:
     """Train these cells, all of the same number of ranks, in one process a rank."""
-    runs = {cell: written(cell, folder / f"run-{number}", model_of(cell.model)) for number, cell in enumerate(cells)}
+    # those of one layout share its process groups
+    ordered = sorted(cells, key=lambda cell: list(LAYOUTS).index(cell.layout))
+    runs = {cell: written(cell, folder / f"run-{number}", model_of(cell.model)) for number, cell in enumerate(ordered)}
     finish_together(list(runs.values()), seconds=300 + 20 * len(runs))
     return runs
 

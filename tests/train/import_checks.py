@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from launcher.plan import from_json
 from launcher.record import write_json
 from launcher.topology import Layout
+from launcher.work import ranks
 from launcher.work.context import Context, from_environment
 from launcher.work.megatron import process
 from launcher.work.samples import Sample
@@ -43,7 +44,7 @@ def main(plans: list[str]) -> None:
         path = Path(context.options["model"]["path"])
         process.join(context, layout, seed=1)
         difference = through(context, layout, expected[str(path)])
-        process.leave()
+        ranks.leave()
         forget()
         if context.is_main:
             unequal = differing(path, context.files.artifact("train"))

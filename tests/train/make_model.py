@@ -1,4 +1,4 @@
-"""Writes a tiny random model with a character tokenizer: make_model.py FOLDER llama|qwen3|moe.
+"""Writes a tiny random model with a character tokenizer: make_model.py FOLDER llama|qwen3|moe|glm.
 
 Runs in the train environment.
 """
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -49,6 +51,17 @@ EXPERTS = {
     "mlp_only_layers": [],
 }
 
+# GLM-4.5: experts that share the work with one that sees every token, chosen by scores with a bias
+BALANCED = {
+    "head_dim": 16,
+    "tie_word_embeddings": False,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "num_nextn_predict_layers": 0,
+}
+
 
 def main(folder: str, kind: str) -> None:
     vocabulary = {symbol: index for index, symbol in enumerate([*SPECIAL, *string.printable])}
@@ -66,6 +79,11 @@ def main(folder: str, kind: str) -> None:
         model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True))
     elif kind == "qwen3":
         model = Qwen3ForCausalLM(Qwen3Config(**sizes, **QWEN3))
+    elif kind == "glm":
+        model = Glm4MoeForCausalLM(Glm4MoeConfig(**sizes, **BALANCED))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                torch.nn.init.normal_(buffer, 3.0, 0.05)  # bf16 would round these to steps of 0.016
     else:
         model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **QWEN3, **EXPERTS))
     for name, parameter in model.named_parameters():
