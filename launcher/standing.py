@@ -44,7 +44,8 @@ _ENDED = {  # how a stage ended, as one says it of the cause of another's end
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage now. Times are Unix seconds; `step` and `progress` are the newest events of their kind."""
+    """One stage now. Times are Unix seconds; `step`, `progress`, `ranks` and `spike` are
+    the newest events of their kind."""
 
     name: str
     worker: str
@@ -67,6 +68,8 @@ class StageStatus:
     excluded: tuple[str, ...] = ()  # nodes that further attempts are kept away from
     # of a stage of a sweep's points: how many are in each state; `result` is then the best one's, once it is chosen
     points: dict[str, int] | None = None
+    ranks: Event | None = None  # the newest look at all training ranks: memory, and which one is slow
+    spike: Event | None = None  # the newest loss spike
 
 
 @dataclass(frozen=True)
@@ -255,6 +258,8 @@ def stage_status(
         result=result,
         step=_newest(events, "step"),
         progress=_newest(events, "progress"),
+        ranks=_newest(events, "ranks"),
+        spike=_newest(events, "spike"),
         error=_error(files, stage.name, attempts) if state in FAILED else "",
         setback="" if state.terminal else _setback(files, stage.name, attempts),
         excluded=_excluded(files, stage.name),

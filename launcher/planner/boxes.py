@@ -36,12 +36,13 @@ def boxes(
     model: Mapping[str, Any],
     gpus: Mapping[str, int],
     one_at_a_time: bool,
+    peak_tflops: float | None = None,
 ) -> Boxes:
     """The stages in the order in which they are submitted.
 
-    `model` is the base model as options hold it, {name, path}; `gpus` per node by resources table. With
-    `one_at_a_time` (all nodes are one machine) each stage waits for the one before it, otherwise only for those
-    whose results it needs.
+    `model` is the base model as options hold it, {name, path}; `gpus` per node by resources table,
+    `peak_tflops` the rate of a training rank's GPU, where it is known. With `one_at_a_time` (all nodes are one machine)
+    each stage waits for the one before it, otherwise only for those whose results it needs.
     """
     found: list[Box] = []
     warnings: list[str] = []
@@ -54,7 +55,13 @@ def boxes(
             options = {"model": newest, "data": data, "evaluate": resolved["evaluate"]}
             found.append(Box("baseline", "evaluate", "baseline", "transformers", options))
         train = resolved["train"]
-        options = {"model": newest, "data": data, "train": train, "tracking": resolved["tracking"]}
+        options = {
+            "model": newest,
+            "data": data,
+            "train": train,
+            "tracking": resolved["tracking"],
+            "peak_tflops": peak_tflops,
+        }
         found.append(Box("train", "train", "train", "train", options))
         options = {"model": newest, "data": data, "train": train, "train_stage": "train"}
         found.append(Box("export", "export", "export", "train", options, ("train",)))

@@ -19,7 +19,7 @@ from launcher.topology import Layout, layout_faults
 _BUILT = {
     "engine": ("megatron",),
     "method": ("cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo", "rm"),
-    "tuner": ("full", "lora", "rslora", "dora"),
+    "tuner": ("full", "lora", "rslora", "dora", "pissa"),
     "optimizer": ("adamw", "adam"),
 }
 _WITHOUT_BF16 = ("v100", "p100", "t4", "rtx2080")
@@ -42,8 +42,6 @@ def train_faults(recipe: Recipe, facts: ModelFacts, need: Resources, site: Site)
     if not facts.megatron:
         message = f"Megatron-core does not train {facts.architecture} models here"
         yield Fault("model", message, "choose a Llama, Qwen or GLM model: swiftlaunch models")
-    if recipe.tracking.wandb:
-        yield Fault("tracking.wandb", "is not built yet", "use tensorboard = true")
     yield from layout_faults(
         layout_of(recipe),
         facts.shape,

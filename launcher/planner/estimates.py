@@ -202,6 +202,15 @@ def gpu_rate(gpu_type: str) -> tuple[float, float] | None:
     return None
 
 
+def peak_tflops(recipe: Recipe, need: Resources, site: Site) -> float | None:
+    """TFLOP/s that a training rank could do at best, which MFU is a share of; None where that is not known.
+
+    One rank has one GPU. Rates are dense ones of bf16: for fp32, whatever a GPU does with it, there is none.
+    """
+    known = gpu_rate(site.node.gpu_type) if need.gpus_per_node else None
+    return known[0] if known and recipe.train and recipe.train.precision == "bf16" else None
+
+
 def _no_rate(need: Resources, site: Site) -> str:
     if gpu_rate(site.node.gpu_type) is None:
         return f"no estimate of time: no rate is known for GPU type {site.node.gpu_type or '(not said by the site)'}"

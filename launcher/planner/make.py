@@ -57,6 +57,7 @@ def make_plan(
         model=_base(recipe, model),
         gpus={table: gpus_of(table, recipe, site) for table in _TABLES},
         one_at_a_time=site.scheduler == "local" or site.node.count == 1,
+        peak_tflops=estimates.peak_tflops(recipe, decided["train"].resources, site),
     )
     if not found.stages:
         faults.append(

@@ -30,6 +30,7 @@ from launcher.recipe.sections import (
     Tracking,
 )
 from launcher.recipe.source import Table
+from launcher.recipe.tracking_checks import tracking_rules
 from launcher.recipe.training import ADAPTERS, Lora, Train
 from launcher.refusals import is_ours, looks_secret, sbatch_refusal
 from launcher.rows import PARTS
@@ -82,7 +83,7 @@ def _rules(sections: dict[str, Any], *, present: set[str]) -> Iterator[Problem]:
     if isinstance(serve := sections.get("serve"), Serve):
         yield from _serve_rules(serve)
     if isinstance(tracking := sections.get("tracking"), Tracking):
-        yield from _tracking_rules(tracking, trains="train" in present)
+        yield from tracking_rules(tracking, sections.get("env"), trains="train" in present)
     if isinstance(resources := sections.get("resources"), ResourceTables):
         yield from _resource_rules(resources)
     if isinstance(env := sections.get("env"), Env):
@@ -209,13 +210,6 @@ def _serve_rules(serve: Serve) -> Iterator[Problem]:
         elif option in ("--host", "--port"):
             key = option.removeprefix("--")
             yield Problem(("serve", "extra_arguments", number), f"{option} has a key of its own", f"use serve.{key}")
-
-
-def _tracking_rules(tracking: Tracking, *, trains: bool) -> Iterator[Problem]:
-    if tracking.wandb and not trains:
-        yield Problem(("tracking", "wandb"), "there is no [train] whose metrics it could send", "remove it")
-    if tracking.project is not None and not tracking.wandb:
-        yield Problem(("tracking", "project"), "has no meaning without wandb = true", "remove it")
 
 
 def _resource_rules(resources: ResourceTables) -> Iterator[Problem]:

@@ -29,6 +29,8 @@ from launcher.recipe.fields import (
 from launcher.recipe.preference import FORMATS
 from launcher.recipe.training import Train
 
+WANDB_KEY = "WANDB_API_KEY"
+
 Words = Annotated[tuple[OneLine, ...], Field(strict=False)]
 
 
@@ -254,8 +256,16 @@ class Tracking(Section):
     """Write TensorBoard files into the run directory."""
     wandb: bool = False
     """Send metrics to Weights & Biases (put WANDB_API_KEY under env.secrets)."""
+    wandb_mode: Literal["online", "offline"] | None = None
+    """online: to the server. offline: into the run directory, for `wandb sync` where there is internet. Not given:
+    online where env.secrets names WANDB_API_KEY, else offline."""
+    mlflow: bool = False
+    """Send metrics to MLflow."""
+    mlflow_uri: OneLine | None = None
+    """MLflow's tracking server, "https://mlflow.example.org" (a token: MLFLOW_TRACKING_TOKEN under env.secrets). Not
+    given: a folder of the run directory."""
     project: RunName | None = None
-    """Project name there; the recipe's name where not given."""
+    """Project of W&B and experiment of MLflow; the recipe's name where not given."""
 
 
 class SweepRange(Section):
@@ -327,6 +337,17 @@ class Recipe(Section):
     """Metrics elsewhere."""
     sweep: Sweep | None = None
     """Many runs of this recipe."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_of_wandb(cls, values: Any) -> Any:
+        """A key means a server."""
+        tracking, env = (values.get(name) for name in ("tracking", "env")) if isinstance(values, dict) else (None, None)
+        if not isinstance(tracking, dict) or tracking.get("wandb") is not True or tracking.get("wandb_mode"):
+            return values
+        secrets = env.get("secrets", ()) if isinstance(env, dict) else ()
+        keyed = isinstance(secrets, (list, tuple)) and WANDB_KEY in secrets
+        return {**values, "tracking": {**tracking, "wandb_mode": "online" if keyed else "offline"}}
 
     @model_validator(mode="before")
     @classmethod

@@ -54,6 +54,10 @@ class Checkpoint(Section):
     """Save after this many optimizer steps; a stop and the end save too."""
     keep_last: Count = 2
     """Checkpoints to keep; older ones are deleted after a newer one is complete."""
+    keep_best: CountOrZero = 0
+    """Checkpoints to keep besides, those with the lowest mean training loss over the steps since the one before."""
+    asynchronous: bool = True
+    """Write beside training, from a copy in host memory; training stands only while the copy is made."""
     save_optimizer: bool = True
     """Save optimizer state too; without it a resumed run starts its optimizer afresh."""
 
@@ -104,6 +108,12 @@ class Train(Section):
     """Adam's epsilon."""
     gradient_clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the gradient; 0 does not clip."""
+    spike_factor: Annotated[float, Field(ge=0, le=1e6)] = 10.0
+    """How many spreads above the median of the last 64 steps a loss or gradient norm is a spike (docs/metrics.md); 0
+    does not look for spikes."""
+    on_spike: Literal["warn", "stop"] = "warn"
+    """warn: the log and the run's events name the samples of a spike, and training goes on. stop: it ends there, and
+    `swiftlaunch resume` goes on past it. What is no number always stops training."""
     seed: Seed = 1234
     """Seed of initial adapter weights, data order and dropout."""
     activation_recompute: Literal["none", "full", "selective"] = "none"

@@ -10,7 +10,8 @@ from pathlib import Path
 from launcher.record import Event, read_events
 from launcher.rundir import RunDir
 from launcher.standing import StageStatus
-from launcher.units import show_count
+from launcher.units import show_count, show_mib
+from launcher.view.metrics import slow_text
 from launcher.view.words import clock, sparkline
 
 _MARKS = 30  # newest events that the rate is taken from
@@ -28,6 +29,9 @@ class Course:
     loss: float | None = None
     losses: tuple[float, ...] = ()
     tokens_per_second: float | None = None
+    mfu: float | None = None
+    memory_mib: float | None = None  # of the fullest GPU, or of the largest process
+    slow: str = ""  # which rank is slow
 
     @property
     def share(self) -> float:
@@ -41,14 +45,18 @@ class Course:
         return max(0.0, self.seconds_per_unit * (self.total - self.done) - (now - self.at))
 
     def text(self, *, spark_width: int = 0) -> str:
-        """In words: "34/60 steps  loss 1.234 ▇▅▃  1.2 k tok/s"."""
+        """In words: "34/60 steps  loss 1.234 ▇▅▃  1.2 k tok/s  41% MFU  61.2 GiB"."""
         words = [f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.done} {self.unit}"]
         if self.loss is not None:
             spark = sparkline(list(self.losses), spark_width) if len(self.losses) > 1 else ""
             words.append(f"loss {self.loss:.3f}" + (f" {spark}" if spark else ""))
         if self.tokens_per_second is not None:
             words.append(f"{show_count(self.tokens_per_second)} tok/s")
-        return "  ".join(words)
+        if self.mfu is not None:
+            words.append(f"{self.mfu:.0%} MFU")
+        if self.memory_mib is not None:
+            words.append(show_mib(self.memory_mib))
+        return "  ".join([*words, *([self.slow] if self.slow else [])])
 
     def left_text(self) -> str:
         """The time left as a clock, "" where unknown."""
@@ -83,6 +91,7 @@ class Courses:
             _remember(memory, event)
         newest = max(reported, key=_time)
         stepping = newest["kind"] == "step"
+        ranks = stage.ranks or {}
         return Course(
             done=int(newest["step" if stepping else "done"]),
             total=int(newest["steps" if stepping else "total"]),
@@ -92,6 +101,9 @@ class Courses:
             loss=newest.get("loss"),
             losses=tuple(loss for _, loss in sorted(memory.losses.items())),
             tokens_per_second=newest.get("tokens_per_second"),
+            mfu=newest.get("mfu"),
+            memory_mib=(ranks.get("reserved_mib") or ranks.get("resident_mib")) if stepping else None,
+            slow=slow_text(ranks) if stepping else "",
         )
 
 

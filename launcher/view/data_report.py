@@ -19,10 +19,11 @@ def show_report(split: str, report: DataReport, console: Console) -> None:
     if report.longer_than_limit:
         console.print(Text(f"  {report.longer_than_limit} longer than sequence_length", style="yellow"))
     if report.rows:
-        _show_lengths(report.tokens or report.characters, "tokens" if report.tokens else "characters", console)
+        show_lengths(report.tokens or report.characters, "tokens" if report.tokens else "characters", console)
 
 
-def _show_lengths(lengths: Lengths, unit: str, console: Console) -> None:
+def show_lengths(lengths: Lengths, unit: str, console: Console) -> None:
+    """Print the percentiles and a histogram of lengths."""
     count = sum(rows for _, rows in lengths.buckets)
     mean = lengths.total / count if count else 0.0
     half, *most_rows = (f"{percent} % up to {length}" for percent, length in lengths.percentiles)

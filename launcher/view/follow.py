@@ -14,6 +14,7 @@ from launcher.standing import RunStatus, StageStatus
 from launcher.states import State
 from launcher.units import show_seconds
 from launcher.view.course import Course, Courses
+from launcher.view.metrics import spike_text
 from launcher.view.results import headline
 from launcher.view.words import clock, run_state_text, soon, state_text
 
@@ -58,6 +59,8 @@ class Board:
             elif stage.setback:
                 without = f"; goes on without {', '.join(stage.excluded)}" if stage.excluded else ""
                 yield Text.assemble((f"{stage.name}: ", "bold yellow"), stage.setback, without)
+            if stage.spike and not stage.state.terminal:
+                yield Text.assemble((f"{stage.name}: ", "bold yellow"), spike_text(stage.spike))
         if status.trouble:
             yield Text.assemble(("no answer: ", "bold yellow"), status.trouble)
 

@@ -33,6 +33,12 @@ def headline(worker: str, metrics: dict[str, Any]) -> str:
         words.append(f"{metrics['steps']} steps")
     if metrics.get("tokens_per_second") is not None:
         words.append(f"{show_count(metrics['tokens_per_second'])} tok/s")
+    if metrics.get("mfu") is not None:
+        words.append(f"{metrics['mfu']:.0%} MFU")
+    if metrics.get("peak_memory_mib") is not None:
+        words.append(f"up to {show_mib(metrics['peak_memory_mib'])} a rank")
+    if metrics.get("spikes"):
+        words.append(counted(metrics["spikes"], "loss spike"))
     if "packing_efficiency" in metrics:
         words.append(f"packed {100 * metrics['packing_efficiency']:.1f} % full")
     if metrics.get("rows_cut"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
+from pathlib import PurePath
 
 from rich.console import Console
 from rich.table import Table
@@ -60,8 +62,8 @@ def _show_places(status: RunStatus, console: Console) -> None:
         for folder in (files.artifact(stage.name), RunDir(files.best).artifact(stage.name))  # of a sweep: the best's
         if stage.result is not None and folder.is_dir()
     ]
-    if files.tensorboard.is_dir():
-        places.append(("tensorboard", files.tensorboard))
+    kept = (("tensorboard", files.tensorboard), ("wandb", files.wandb), ("mlflow", files.mlflow))
+    places += [(name, folder) for name, folder in kept if folder.is_dir()]
     width = max(len(name) for name, _ in places)
     for name, path in places:
         # whole on one line, whatever the width: a path is there to be copied
@@ -81,8 +83,18 @@ def _show_next(status: RunStatus, plan: Plan, console: Console) -> None:
         commands.append(("go on from what is saved", f"swiftlaunch resume {status.run_id}"))
     elif any(stage.worker == "serve" for stage in plan.stages):
         commands.append(("serve it again", f"swiftlaunch serve {status.run_id} --minutes 60"))
+    if offline := sorted(RunDir(status.run_dir).wandb.glob("offline-run-*")):
+        sync = f"{_wandb(plan)} sync {' '.join(shlex.quote(str(folder)) for folder in offline)}"
+        commands.append(("send it to W&B where there is internet", sync))
     for what, line in commands:
         console.print(Text.assemble(f"{what}: ", (line, "bold")), soft_wrap=True)
+
+
+def _wandb(plan: Plan) -> str:
+    """The program that came with the library that wrote the files."""
+    python = next((stage.environment.python for stage in plan.stages if stage.worker == "train"), "")
+    beside = PurePath(python).with_name("wandb")
+    return shlex.quote(str(beside)) if beside.is_absolute() else "wandb"
 
 
 def _table(*names: str, right: list[str]) -> Table:

@@ -122,6 +122,30 @@ CASES = [
     ("port = 0", 'extra_arguments = ["--api-key=x"]', ":18 serve.extra_arguments[0]", "kept in the plan", "secrets ="),
     ("port = 0", 'extra_arguments = ["--port", "80"]', ":18 serve.extra_arguments[0]", "key of its own", "serve.port"),
     ("[serve]\nport = 0", '[tracking]\nproject = "p"', ":18 tracking.project", "without wandb", "remove"),
+    ("[serve]", '[tracking]\nwandb_mode = "offline"\n[serve]', ":18 tracking.wandb_mode", "without wandb", "remove"),
+    ("[serve]", '[tracking]\nmlflow_uri = "http://x"\n[serve]', ":18 tracking.mlflow_uri", "without mlflow", "remove"),
+    (
+        "[serve]",
+        '[tracking]\nmlflow = true\nmlflow_uri = "sqlite:///x.db"\n[serve]',
+        ":19 tracking.mlflow_uri",
+        "not the address of a server",
+        "a folder is used",
+    ),
+    (
+        "[serve]",
+        '[tracking]\nmlflow = true\nmlflow_uri = "https://me:pw@x"\n[serve]',
+        ":19 tracking.mlflow_uri",
+        "holds a name or password",
+        "env.secrets",
+    ),
+    (
+        "[serve]",
+        '[tracking]\nwandb = true\nwandb_mode = "online"\n[serve]',
+        ":19 tracking.wandb_mode",
+        "asks for a key",
+        'secrets = ["WANDB_API_KEY"]',
+    ),
+    ("steps = 100", "steps = 100\nspike_factor = -1", ":10 train.spike_factor", "at least 0", ""),
     # sizes and durations
     ("nodes = 1", 'memory = "24X"', ":20 resources.train.memory", "is not a size", "24G"),
     ("nodes = 1", "memory = 0", ":20 resources.train.memory", "less than one MiB", ""),
@@ -451,10 +475,11 @@ def test_calibration_needs_rows_to_train_on(tmp_path: Path) -> None:
         assert f"{method} calibrates with rows to train on" in fault.message
 
 
-def test_wandb_without_training_is_refused(tmp_path: Path) -> None:
-    text = 'name = "s"\nmodel.name = "qwen3-8b"\n[serve]\n[tracking]\nwandb = true\n'
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow"])
+def test_trackers_without_training_are_refused(tmp_path: Path, tracker: str) -> None:
+    text = f'name = "s"\nmodel.name = "qwen3-8b"\n[serve]\n[tracking]\n{tracker} = true\n'
     (fault,) = faults_of(tmp_path, text)
-    assert fault.where == "recipe.toml:5 tracking.wandb"
+    assert fault.where == f"recipe.toml:5 tracking.{tracker}"
 
 
 def test_the_servers_api_key_is_a_secret_like_others(tmp_path: Path) -> None:

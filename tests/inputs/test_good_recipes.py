@@ -105,7 +105,14 @@ def test_defaults_are_written_out(tmp_path: Path) -> None:
         "evaluate": True,
     }
     assert resolved["train"] is None
-    assert resolved["tracking"] == {"tensorboard": True, "wandb": False, "project": None}
+    assert resolved["tracking"] == {
+        "tensorboard": True,
+        "wandb": False,
+        "wandb_mode": None,
+        "mlflow": False,
+        "mlflow_uri": None,
+        "project": None,
+    }
 
 
 EXTREMES = [

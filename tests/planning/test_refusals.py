@@ -37,7 +37,6 @@ def faults(planned: Planned, text: str, **changes: Any) -> list[Fault]:
         (SFT + 'tuner = "dora"', GPUS, "train.tuner", '"dora" is not built yet'),
         (SFT + 'tuner = "qlora"', GPUS, "train.tuner", '"qlora" is not built yet'),
         (SFT + 'optimizer = "sgd"', GPUS, "train.optimizer", '"sgd" is not built yet'),
-        (SFT + "[tracking]\nwandb = true", GPUS, "tracking.wandb", "is not built yet"),
         # layout, number formats, lengths
         (SFT + "layout = { tensor = 2 }", GPUS, "train.layout.tensor", "2 does not divide the model's 9"),
         (

@@ -108,13 +108,43 @@ def test_scores_of_the_quantized_model_can_be_declined(planned: Planned) -> None
 def test_options_are_the_resolved_sections(planned: Planned) -> None:
     plan = planned(CHAIN)
     train = plan.stage("train").options
-    assert set(train) == {"model", "data", "train", "tracking"}
+    assert set(train) == {"model", "data", "train", "tracking", "peak_tflops"}
     assert train["train"]["lora"]["rank"] == 16  # a default, written out
     assert set(plan.stage("export").options) == {"model", "data", "train", "train_stage"}
     assert set(plan.stage("evaluate").options) == {"model", "data", "evaluate"}
     assert set(plan.stage("quantize").options) == {"model", "data", "quantize"}
     assert set(plan.stage("serve").options) == {"model", "serve", "engine", "quantization"}
     assert all(stage.options["model"]["name"] == "smollm2-135m-instruct" for stage in plan.stages)
+
+
+@pytest.mark.parametrize(
+    ("gpu_type", "changes", "tflops"),
+    [
+        ("nvidia_h100_80gb_hbm3", "", 989),
+        ("a100", "", 312),
+        ("a100", 'precision = "fp32"\n', None),  # rates are of bf16
+        ("unheard-of", "", None),
+        ("a100", "[resources.train]\ngpus_per_node = 0\n", None),
+    ],
+)
+def test_the_job_knows_the_rate_of_its_gpus(
+    planned: Planned, gpu_type: str, changes: str, tflops: float | None
+) -> None:
+    site = dataclasses.replace(GPUS, node=dataclasses.replace(GPUS.node, gpu_type=gpu_type))
+    assert planned(DATA + TRAIN + changes, site=site).stage("train").options["peak_tflops"] == tflops
+
+
+@pytest.mark.parametrize(
+    ("secrets", "given", "mode"),
+    [
+        ('["WANDB_API_KEY"]', "", "online"),
+        ('["HF_TOKEN"]', "", "offline"),
+        ('["WANDB_API_KEY"]', 'wandb_mode = "offline"', "offline"),
+    ],
+)
+def test_a_key_makes_wandb_go_online(planned: Planned, secrets: str, given: str, mode: str) -> None:
+    plan = planned(DATA + ADAPTERS + f"[tracking]\nwandb = true\n{given}\n[env]\nsecrets = {secrets}\n")
+    assert plan.stage("train").options["tracking"]["wandb_mode"] == mode
 
 
 def test_the_same_arguments_give_the_same_bytes(planned: Planned) -> None:

@@ -69,6 +69,7 @@ class Stream(Generic[Item]):
         self.padding = padding
         self.replica, self.replicas = replica, replicas
         self.context_rank, self.context_ranks = context_rank, context_ranks
+        self._newest: tuple[int, list[Item]] = (-1, [])
 
     @property
     def micro_batches(self) -> int:
@@ -80,7 +81,12 @@ class Stream(Generic[Item]):
         return math.ceil(epochs * len(self.samples) / self.global_batch_size)
 
     def of_step(self, step: int) -> list[Item]:
-        """The global batch of a step; steps count from 0."""
+        """The global batch of a step; steps count from 0. It is asked for several times in a step and made once."""
+        if self._newest[0] != step:
+            self._newest = (step, self._picked(step))
+        return self._newest[1]
+
+    def _picked(self, step: int) -> list[Item]:
         first = step * self.global_batch_size
         picked = order(len(self.samples), seed=self.seed, first=first, size=self.global_batch_size)
         return [self.samples[index] for index in picked]
@@ -113,6 +119,10 @@ class Stream(Generic[Item]):
 
 class Batches(Stream[SampleLike]):
     """One sample a row."""
+
+    def lengths(self, step: int) -> list[int]:
+        """Tokens of each sample of a global batch."""
+        return [sample.length for sample in self.of_step(step)]
 
     def micro(self, step: int) -> Iterator[Batch]:
         """This rank's micro-batches of a step."""
@@ -169,7 +179,11 @@ class PackedBatches(Stream[PackedRow]):
     def steps(self, epochs: float) -> int:
         return math.ceil(epochs * len(self._packs) / (self.global_batch_size * self._together))
 
-    def of_step(self, step: int) -> list[PackedRow]:
+    def lengths(self, step: int) -> list[int]:
+        """Tokens of each sample of a global batch."""
+        return [sample.length for row in self.of_step(step) for sample in row.samples]
+
+    def _picked(self, step: int) -> list[PackedRow]:
         size = self.global_batch_size * self._together
         picked = order(len(self._packs), seed=self.seed, first=step * size, size=size)
         return [

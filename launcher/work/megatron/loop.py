@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from launcher.errors import WorkerError
 from launcher.record import read_events
 from launcher.work.context import Context, Requeue
 from launcher.work.megatron.batches import Batch, Stream
 from launcher.work.megatron.checkpoint import Checkpoints, Progress
 from launcher.work.megatron.forward import forward_backward, reports_alone
+from launcher.work.megatron.kept import published
 from launcher.work.megatron.model import Model
 from launcher.work.megatron.objective import NextToken, Preference
 from launcher.work.megatron.optimizer import set_rates
+from launcher.work.meter import EXCHANGE, REFERENCE, SAVE, SCHEDULE, UPDATE, Meter
 from launcher.work.ranks import device
+from launcher.work.reporting import Reports
+from launcher.work.spikes import LOSS, NORM, worst_first
 
 _UNKNOWN_SAVE_SECONDS = 60.0  # until a checkpoint was written
 
@@ -38,8 +41,6 @@ class Loop:
         *,
         steps: int,
     ) -> None:
-        from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator
-
         self.context = context
         self.train: Mapping[str, Any] = context.options["train"]
         self.model, self.optimizer = model, optimizer
@@ -47,19 +48,39 @@ class Loop:
         self.steps = steps
         self.every = int(self.train["checkpoint"]["every_steps"])
         self.longest_step, self.longest_save = 0.0, _UNKNOWN_SAVE_SECONDS
-        self.non_finite: list[str] = []  # ids of this rank's samples whose loss was not a number
-        model.config.grad_scale_func = optimizer.scale_loss
+        self.since_save: list[float] = []  # losses of the steps since the last checkpoint
+        self.seen: list[tuple[list[str], Any, Any]] = []  # of this step's micro-batches: samples, loss, divisor
+        self.meter = self._connected()
+
+    def _connected(self) -> Meter:
+        """Tell Megatron-core what it has to know of this loop; the meter that it reports to."""
+        from megatron.core import parallel_state
+        from megatron.core.num_microbatches_calculator import init_num_microbatches_calculator
+
+        meter = Meter(self.context, group=parallel_state.get_pipeline_model_parallel_rank())
+        config, batches = self.model.config, self.batches
+        config.timers = meter.timers
+        config.finalize_model_grads_func = meter.timed(EXCHANGE, config.finalize_model_grads_func)
+        config.grad_scale_func = self.optimizer.scale_loss
         init_num_microbatches_calculator(
-            context.rank, None, batches.global_batch_size, batches.micro_batch_size, batches.replicas
+            self.context.rank, None, batches.global_batch_size, batches.micro_batch_size, batches.replicas
         )
+        return meter
 
     def train_until_done(self, progress: Progress) -> Progress:
-        """Train from `progress` to the last step. Raises Requeue after a stop, WorkerError for a loss of NaN."""
-        board = self._tensorboard(progress.step)
-        saved = first = progress.step
+        """Train from `progress` to the last step.
+
+        Raises Requeue after a stop, WorkerError for a loss of NaN or a spike.
+        """
+        with Reports(self.context, self.meter, resumed=progress.step, steps=self.steps) as self.reports:
+            return self._train(progress)
+
+    def _train(self, progress: Progress) -> Progress:
+        first = progress.step
         self.longest_save = self._earlier_save()
         self.context.watchdog.expect_steps()
         while progress.step < self.steps:
+            self._settle(wait=False)
             started = time.monotonic()
             rate = set_rates(self.optimizer, self.train, progress.step, self.steps)
             figures, stop = self._forward_backward(progress.step)
@@ -67,37 +88,37 @@ class Loop:
             seconds = time.monotonic() - started
             if progress.step > first:  # the first one also sets things up
                 self.longest_step = max(self.longest_step, seconds)
-            tokens = sum(sample.length for sample in self.batches.of_step(progress.step))
+            trained, looked_at = self.objective.lengths(progress.step)
             progress = Progress(
-                progress.step + 1, progress.tokens + tokens, progress.seconds + seconds, figures["loss"]
+                progress.step + 1, progress.tokens + sum(trained), progress.seconds + seconds, figures["loss"]
             )
-            if self.context.is_main:
-                self._report(board, progress, figures, norm=norm, rate=rate, tokens=tokens, seconds=seconds)
+            last = stop or progress.step == self.steps
+            self.reports.step(
+                progress.step,
+                {**figures, "grad_norm": norm, "learning_rate": rate},
+                seconds=seconds,
+                trained=trained,
+                looked_at=looked_at,
+                last=last,
+            )
             self.context.watchdog.beat(progress.step, self.steps)
-            if stop or progress.step % self.every == 0 or progress.step == self.steps:
-                self._save(progress)
-                saved = progress.step
+            self.since_save.append(progress.loss)
+            if last or progress.step % self.every == 0:
+                self._save(progress, wait=last)
             if stop and progress.step < self.steps:
-                raise Requeue(f"stopped after step {saved} of {self.steps}")
-        if board is not None:
-            board.close()
+                raise Requeue(f"stopped after step {progress.step} of {self.steps}")
         return progress
 
     def _forward_backward(self, step: int) -> tuple[dict[str, float], bool]:
         """Loss and figures of the global batch, and whether any rank was asked to stop. Gradients are left in place."""
-        objective, chunks = self.objective, self.model.chunks
-        for chunk in chunks:
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        reports = forward_backward(
-            chunks,
-            objective.begin(step),
-            self._loss,
-            count=self.batches.micro_batches,
-            sequences=self.batches.micro_batch_size * objective.sequences,
-            length=self.batches.sequence_length,
-            labels=objective.labels,
-        )
+        objective = self.objective
+        self.seen.clear()
+        with self.meter.phase(UPDATE):
+            self._forget_gradients()
+        with self.meter.phase(REFERENCE):
+            micro = objective.begin(step)
+        with self.meter.phase(SCHEDULE):
+            reports = self._passes(self.meter.data(micro))
         # [loss, what it is divided by, sums of figures, how often each counts, stops]
         totals = torch.zeros(3 + 2 * len(objective.figures), dtype=torch.float64)
         if reports_alone():
@@ -105,43 +126,66 @@ class Loop:
                 totals[:-1] += report.double().cpu()
         totals[-1] = float(self.context.stop_requested or self._time_is_up())
         totals = totals.to(device())
-        dist.all_reduce(totals)
+        with self.meter.phase(EXCHANGE):
+            dist.all_reduce(totals)
         loss, divisor, *sums, stops = totals.tolist()
         figures = {"loss": loss / divisor}
-        if not math.isfinite(figures["loss"]):
-            self._refuse(step, f"the loss is {figures['loss']}", ids=self._gathered_ids())
+        self._judge(step, LOSS, figures["loss"])
         half = len(objective.figures)
         for name, total, count in zip(objective.figures, sums[:half], sums[half:], strict=True):
             if count:  # a batch may hold no answer of a kind
                 figures[name] = total / count
         return figures, bool(stops)
 
+    def _forget_gradients(self) -> None:
+        for chunk in self.model.chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+    def _passes(self, micro: Callable[[], Iterator[Batch]]) -> list[Any]:
+        """Forward and backward passes of a step's micro-batches; the reports of their losses."""
+        return forward_backward(
+            self.model.chunks,
+            micro,
+            self._loss,
+            count=self.batches.micro_batches,
+            sequences=self.batches.micro_batch_size * self.objective.sequences,
+            length=self.batches.sequence_length,
+            labels=self.objective.labels,
+        )
+
     def _loss(self, batch: Batch, out: Any) -> tuple[Any, Any, Any]:
-        """The objective's; samples whose loss is not a number are remembered."""
+        """The objective's, remembered for the case that a sample has to be named."""
         loss, divisor, report = self.objective.loss(batch, out)
-        if not torch.isfinite(loss.detach()):
-            self.non_finite += batch.ids
+        self.seen.append((batch.ids, loss.detach(), divisor))
         return loss, divisor, report
 
     def _update(self, step: int) -> float:
         """Clip and apply the gradients; returns their norm before clipping."""
+        with self.meter.phase(UPDATE):
+            norm = self._apply()
+        self._judge(step, NORM, norm)
+        return norm
+
+    def _apply(self) -> float:
         _, norm, _ = self.optimizer.step()
-        if norm is None or not math.isfinite(norm):
-            ids = [sample.id for sample in self.batches.of_step(step)]
-            self._refuse(step, f"the gradient's norm is {norm}", ids=ids)
-        return float(norm)
+        return math.nan if norm is None else float(norm)
 
-    def _gathered_ids(self) -> list[str]:
+    def _judge(self, step: int, figure: str, value: float) -> None:
+        """Stop here where there is reason to. All ranks see the same value."""
+        self.reports.judge(step + 1, figure, value, self._samples, self._newest_checkpoint)
+
+    def _samples(self) -> list[str]:
+        """Those of this step, the ones with the highest loss first."""
         parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, self.non_finite)
-        return sorted({name for part in parts for name in part})
+        dist.all_gather_object(parts, [(ids, float(loss), float(divisor)) for ids, loss, divisor in self.seen])
+        return worst_first([seen for part in parts for seen in part])
 
-    def _refuse(self, step: int, what: str, *, ids: list[str]) -> None:
-        raise WorkerError(
-            f"{what} in step {step + 1}; samples: {', '.join(ids)}",
-            where="train",
-            hint="look at these samples; or lower learning_rate, or lengthen warmup_steps",
-        )
+    def _newest_checkpoint(self) -> str:
+        """In words; one that is being written is waited for: what was good before is kept."""
+        self._settle(wait=True)
+        found = published(self.checkpoints.folder)
+        return f"the newest checkpoint is {found[-1].name}" if found else "there is no checkpoint yet"
 
     def _time_is_up(self) -> bool:
         """On the main rank: whether the job would end before one more step is done and saved."""
@@ -157,42 +201,22 @@ class Loop:
         saves = [float(event["seconds"]) for event in events if event["kind"] == "checkpoint"]
         return max(saves, default=_UNKNOWN_SAVE_SECONDS)
 
-    def _save(self, progress: Progress) -> None:
-        started = time.monotonic()
-        with self.context.watchdog.unhurried():
-            path = self.checkpoints.save(progress)
-        if self.context.is_main:
-            self.longest_save = max(self.longest_save, time.monotonic() - started)
+    def _save(self, progress: Progress, *, wait: bool) -> None:
+        """Save beside the steps that follow; with `wait` it is done on return."""
+        self._settle(wait=True)
+        with self.context.watchdog.unhurried(), self.meter.phase(SAVE):
+            self.checkpoints.begin(progress, loss=sum(self.since_save) / len(self.since_save))
+        self.since_save.clear()
+        if wait or not self.checkpoints.asynchronous:
+            self._settle(wait=True)
+
+    def _settle(self, *, wait: bool) -> None:
+        """Publish the checkpoint that is being written, if there is one and all ranks are done or are waited for."""
+        if not self.checkpoints.pending:
+            return
+        with self.context.watchdog.unhurried(), self.meter.phase(SAVE):
+            saved = self.checkpoints.settle(wait=wait)
+        if saved and self.context.is_main:
+            self.longest_save = max(self.longest_save, saved.seconds)
             self.context.saved()
-            self.context.event("checkpoint", step=progress.step, path=str(path), seconds=time.monotonic() - started)
-
-    def _tensorboard(self, step: int) -> Any:
-        """A writer on the main rank, where it is wanted; points of a lost attempt after `step` are hidden."""
-        if not self.context.is_main or not self.context.options.get("tracking", {}).get("tensorboard"):
-            return None
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.context.files.tensorboard), purge_step=step + 1)
-
-    def _report(
-        self,
-        board: Any,
-        progress: Progress,
-        figures: Mapping[str, float],
-        *,
-        norm: float,
-        rate: float,
-        tokens: int,
-        seconds: float,
-    ) -> None:
-        figures = {
-            **figures,
-            "grad_norm": norm,
-            "learning_rate": rate,
-            "tokens_per_second": tokens / seconds,
-        }
-        self.context.event("step", step=progress.step, steps=self.steps, seconds=seconds, **figures)
-        if board is not None:
-            for name, value in figures.items():
-                board.add_scalar(f"train/{name}", value, progress.step)
-            board.flush()
+            self.context.event("checkpoint", **{**saved._asdict(), "path": str(saved.path)})

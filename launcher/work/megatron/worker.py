@@ -53,10 +53,10 @@ def run(context: Context) -> None:
         context.files.checkpoints(context.stage.name),
         model,
         optimizer,
+        train["checkpoint"],
         layout=layout.text(context.world_size),
         data=fed.data_sha256,
-        keep=int(train["checkpoint"]["keep_last"]),
-        save_optimizer=bool(train["checkpoint"].get("save_optimizer", True)),
+        seed=int(train["seed"]),
     )
     objective: NextToken | Preference
     if isinstance(batches, PairBatches):
@@ -66,6 +66,9 @@ def run(context: Context) -> None:
     progress = checkpoints.load() or Progress()
     if progress.step and context.is_main:
         context.event("resumed", step=progress.step)
+        if checkpoints.loaded_from:
+            print(f"resharded: from {checkpoints.loaded_from} to {checkpoints.layout}", flush=True)
+            context.event("resharded", **{"from": checkpoints.loaded_from, "to": checkpoints.layout})
     if context.is_main:
         context.event("metric", name="prepare_seconds", value=time.monotonic() - started)
 
@@ -85,6 +88,7 @@ def run(context: Context) -> None:
                 "tokens": progress.tokens,
                 "tokens_per_second": progress.tokens / progress.seconds,
                 "seconds": progress.seconds,
+                **loop.reports.figures(),
                 **fed.figures,
             },
             artifacts={
