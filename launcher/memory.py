@@ -36,6 +36,7 @@ class TrainMemory:
     optimizer: float
     activations: float
     framework: float
+    copy: float = 0.0  # of what is saved, while it is written beside training; on GPUs it is in the host's memory
 
     @property
     def states(self) -> float:
@@ -44,7 +45,7 @@ class TrainMemory:
 
     @property
     def total(self) -> float:
-        return self.states + self.activations + self.framework
+        return self.states + self.activations + self.framework + self.copy
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class TrainShape:
     recompute: str  # none, full or selective
     lora_rank: int = 0  # 0 trains all weights
     fused_attention: bool = False  # scores are never stored (flash attention; on GPUs)
+    saved_beside: bool = False  # checkpoints are written beside training, from a copy
     frozen_copy: bool = False  # the model is there twice, once as a reference without gradients
 
 
@@ -81,6 +83,7 @@ def train_memory(facts: ModelFacts, shape: TrainShape, *, gpu: bool) -> TrainMem
         optimizer=trained * optimizer / MIB,
         activations=activation_bytes(facts, shape) / MIB,
         framework=FRAMEWORK_GPU_MIB if gpu else FRAMEWORK_CPU_MIB,
+        copy=trained * (width + optimizer) / MIB if shape.saved_beside and not gpu else 0.0,
     )
 
 
@@ -215,6 +218,12 @@ def linear_inputs(facts: ModelFacts) -> list[int]:
     if facts.experts:
         widths |= {facts.expert_intermediate, facts.shared_intermediate} - {0}
     return sorted(widths)
+
+
+def extract_mib(facts: ModelFacts, precision: str) -> float:
+    """MiB to read a checkpoint into the whole model and write its weights, a file at a time."""
+    weights = facts.parameters * VALUE_BYTES[precision] / MIB
+    return 2 * weights + 2 * min(weights, WEIGHTS_FILE_MIB) + FRAMEWORK_CPU_MIB
 
 
 def export_mib(facts: ModelFacts) -> float:

@@ -2,8 +2,8 @@
 
 Both call torch.cuda and ask for device "cuda" by name, with or without a GPU. `enable` answers those calls with the
 CPU: device requests are redirected, streams and events do nothing, the CUDA generator is the CPU generator. It also
-puts right what only fails on this path: gloo's scatter of non-contiguous tensors, optimizer states of torch's AdamW
-in the distributed optimizer, split sizes in the expert dispatcher. It does nothing where CUDA is available.
+puts right what only fails on this path: gloo's scatter of non-contiguous tensors, split sizes in the expert dispatcher.
+It does nothing where CUDA is available.
 
 Call it before anything imports megatron.core. Losses alone do not prove these patches: Adam with clipping hides a
 wrong gradient scale, so the layout tests compare gradient norms too.
@@ -43,7 +43,6 @@ def enable() -> bool:
     te_cpu.install()
     _patch_random_states()
     _patch_expert_dispatch()
-    _patch_distributed_optimizer()
     return True
 
 
@@ -199,19 +198,3 @@ def _patch_expert_dispatch() -> None:
 
     moe_utils.maybe_move_tensor_to_cpu = to_host
     token_dispatcher.maybe_move_tensor_to_cpu = to_host
-
-
-def _patch_distributed_optimizer() -> None:
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    def restore(optimizer: Any, model_parameter: Any, tensors: dict[str, Any]) -> None:
-        """Copy one parameter's state; torch's AdamW keeps a "step" there that checkpoints hold elsewhere."""
-        group, order = optimizer.model_param_group_index_map[model_parameter]
-        main = optimizer.optimizer.param_groups[group]["params"][order]
-        with torch.no_grad():
-            for name, state in {"param": main, **optimizer.optimizer.state[main]}.items():
-                if name in tensors:
-                    state.copy_(tensors[name])
-
-    DistributedOptimizer._set_main_param_and_optimizer_states = restore
-    DistributedOptimizer.load_state_dict = torch.no_grad()(DistributedOptimizer.load_state_dict)

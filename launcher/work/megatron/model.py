@@ -11,6 +11,7 @@ import torch
 
 from launcher.errors import WorkerError
 from launcher.topology import Layout
+from launcher.work.megatron import base_weights
 from launcher.work.megatron.adapters import adapt
 
 
@@ -53,7 +54,7 @@ def build(path: Path, train: Mapping[str, Any], layout: Layout) -> Model:
     bare = get_mcore_model(config)
     for chunk in bare:
         _mark_split_weights(chunk)
-    config.bridge.load_weights(bare, str(path))
+    base_weights.load(config.bridge, bare, path, scores=scores)
     adapted = bare if train["tuner"] == "full" else [adapt(chunk, train) for chunk in bare]
     if scores:
         for chunk in bare:

@@ -59,29 +59,3 @@ def learning_rate(train: Mapping[str, Any], step: int, steps: int) -> float:
     share = min(1.0, max(0.0, (step - start) / max(1, steps - start)))
     left = 0.5 * (1 + math.cos(math.pi * share)) if schedule == "cosine" else 1 - share
     return lowest + (highest - lowest) * left
-
-
-def unshare_steps(optimizer: Any) -> None:
-    """Give every parameter its own step count after a load.
-
-    Megatron-core restores torch's AdamW with one tensor shared by all parameters, which each of them then counts up:
-    training goes on without an error and diverges from an undisturbed run.
-    """
-    for part in torch_optimizers(optimizer):
-        for state in part.state.values():
-            if isinstance(state.get("step"), torch.Tensor):
-                state["step"] = state["step"].clone()
-
-
-def ensure_state(optimizer: Any) -> None:
-    """Make Adam's moments exist, so that a checkpoint can be loaded into them."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        prepare = getattr(part, "_init_optimizer_states_with_dummy_values", None)
-        if prepare is not None and part.optimizer is not None and not part.optimizer.state:
-            prepare()
-
-
-def torch_optimizers(optimizer: Any) -> list[Any]:
-    """The torch optimizers inside Megatron-core's."""
-    parts = getattr(optimizer, "chained_optimizers", [optimizer])
-    return [part.optimizer for part in parts if part.optimizer is not None]
