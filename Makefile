@@ -62,6 +62,7 @@ bench: $(STAMP)  ## what a submission costs beside bare sbatch; writes docs/benc
 	$(BIN)/python -m tests.bench
 	$(BIN)/swiftlaunch env sync --site local train
 	$(BIN)/swiftlaunch models fetch --site local $(MODEL)
+	$(BIN)/python -m tests.bench.saves  # how long training stands for a checkpoint; prints its table
 	$(BIN)/python -m tests.bench.data  # packing and tokenisation of training data; prints its tables
 
 cluster:  ## a real Slurm cluster on this machine, to try things on

@@ -30,6 +30,8 @@ MAY_CHANGE = (
     "train.micro_batch_size",
     "train.activation_recompute",
     "train.checkpoint",
+    "train.on_spike",
+    "train.spike_factor",
     "resources",
     "resume",
     "env",
@@ -80,7 +82,7 @@ def replan(
             ]
         )
     new = planned(loaded, site, plan.run_id, home=home, environ=environ)
-    _must_be_there(plan, new)
+    _must_fit(plan, new)
     old = {stage.name: stage for stage in plan.stages}
     stages = tuple(old[stage.name] if stage.name in done else _same_software(stage, old) for stage in new.stages)
     new = replace(
@@ -139,8 +141,8 @@ def _changes(before: Any, after: Any, at: str = "") -> Iterator[tuple[str, tuple
         yield at, (before, after)
 
 
-def _must_be_there(plan: Plan, new: Plan) -> None:
-    """The model and the data that the run began with. Raises InputError where they are others now."""
+def _must_fit(plan: Plan, new: Plan) -> None:
+    """Raises InputError where model or data are not those that the run began with, or its checkpoints cannot follow."""
     faults = []
     if plan.model["path"] != new.model["path"]:
         faults.append(Fault("model", f"was at {plan.model['path']}, is at {new.model['path']}", "put it back"))
@@ -148,6 +150,11 @@ def _must_be_there(plan: Plan, new: Plan) -> None:
         faults.append(Fault("data", "the files are not those that the run began with", "put them back"))
     if [stage.name for stage in plan.stages] != [stage.name for stage in new.stages]:
         faults.append(Fault("", "this release plans other stages than the run has", "submit the recipe again"))
+    elif plan.recipe["train"]["engine"] == "deepspeed":
+        ranks, wanted = (each.stage("train").resources.world_size for each in (plan, new))
+        if ranks != wanted:
+            what = f"DeepSpeed's checkpoints go on with the {ranks} ranks that wrote them, not with {wanted}"
+            faults.append(Fault("resources.train", what, f"keep {ranks} ranks; fsdp and megatron can change them"))
     if faults:
         raise InputError(faults)
 

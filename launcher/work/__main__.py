@@ -1,7 +1,7 @@
 """`python -m launcher.work PLAN STAGE`: run one rank of one stage and classify how it ended.
 
-megatron-core's checkpoint writer starts helper processes with the spawn method, which imports this module
-again: it stays cheap and guarded.
+Engines may start helper processes with the spawn method, which imports this module again: it stays cheap and
+guarded.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _failed(context: Context, error: BaseException) -> int:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     # os._exit: engines leave threads that would keep a finished rank alive. It runs no exit handlers, so helper
-    # processes (Megatron's checkpoint writer has some) are ended here; they would outlive the rank.
+    # processes (engines may have some) are ended here; they would outlive the rank.
     for helper in multiprocessing.active_children():
         helper.terminate()
     sys.stdout.flush()

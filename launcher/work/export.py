@@ -32,9 +32,10 @@ INDEX = "model.safetensors.index.json"
 def run(context: Context) -> None:
     """Write the model folder beside its place, then move it there. Raises WorkerError where weights do not fit."""
     base = Path(context.options["model"]["path"])
-    trained = context.result_of(context.options["train_stage"])
+    checkpoint = context.options.get("checkpoint", "")
+    trained = _extracted(context, Path(checkpoint)) if checkpoint else context.result_of(context.options["train_stage"])
     weights = Path(trained["artifacts"]["path"])
-    final = context.files.artifact(context.stage.name)
+    final = Path(context.options.get("to") or context.files.artifact(context.stage.name))
     part = fresh_beside(final)
 
     adapter = read_json(weights / ADAPTER_CONFIG)
@@ -59,6 +60,16 @@ def run(context: Context) -> None:
     write_text(part / "README.md", model_card(context, trained, metrics))
     publish(part, final)
     context.finish(metrics=metrics, artifacts={"path": str(final), "lineage": trained["artifacts"].get("lineage", {})})
+    if checkpoint:  # its links, and what was read from it
+        shutil.rmtree(checkpoint)
+        shutil.rmtree(weights)
+
+
+def _extracted(context: Context, checkpoint: Path) -> dict[str, Any]:
+    """What training would have left at a checkpoint. Raises WorkerError for one that does not verify."""
+    from launcher.work.megatron.extract import extract
+
+    return extract(context, checkpoint, context.files.stage(context.stage.name) / "trained")
 
 
 def _copy_whole(weights: Path, part: Path) -> None:

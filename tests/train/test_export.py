@@ -54,14 +54,15 @@ def test_transformers_agrees_with_the_next_step(
     assert not list(exported.parent.glob(".*")), "nothing half written is left"
 
 
-def transformers_view(run: Any, exported: Path) -> dict[str, float]:
+def transformers_view(run: Any, exported: Path, step: int = STEPS) -> dict[str, float]:
+    """The loss of the step after `step` in what was exported, and how far the adapter's own logits are from it."""
     out = subprocess.run(
         [
             os.environ["SWIFTLAUNCH_TEST_TRAIN_PYTHON"],
             str(HERE / "hf_loss.py"),
             str(run.files.plan),
             str(exported),
-            str(STEPS),
+            str(step),
         ],
         env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
         check=True,

@@ -1,0 +1,46 @@
+"""A base model with a tensor that is missing or of another shape ends with one report that names it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import HERE, ROOT, train_python
+
+pytestmark = pytest.mark.layout
+
+NAMES = {
+    "llama": [
+        "model.embed_tokens.weight",
+        "model.layers.2.input_layernorm.weight",
+        "model.layers.2.mlp.down_proj.weight",
+        "model.layers.2.self_attn.k_proj.weight",
+        "model.norm.weight",
+    ],
+    "moe": ["lm_head.weight", "model.layers.2.mlp.experts.3.up_proj.weight", "model.layers.2.self_attn.q_norm.weight"],
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_tensor_that_is_missing_or_misshapen_is_named(
+    tiny_model: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    out = subprocess.run(
+        [train_python(), str(HERE / "spoilt_models.py"), str(tiny_model(kind)), str(tmp_path), *NAMES[kind]],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    found = json.loads(out.stdout.splitlines()[-1])
+    assert found.pop("whole") == ""
+    for case, said in found.items():
+        what, name = case.split()
+        assert said.startswith("78 "), (case, said)
+        assert name in said, (case, said)
+        assert ("missing" if what == "missing" else "of another shape") in said, (case, said)
