@@ -27,6 +27,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import nn
 
 NAME = "default"  # PEFT's name of the adapter
+START = "start"  # the frozen factors that PiSSA takes off again; see pissa.py
 
 
 def adaptable() -> tuple[type, ...]:
@@ -57,6 +58,28 @@ class AdaptedLinear(LoraParallelLinear):  # type: ignore[misc]
         """Train the lengths of the rows apart, starting from what they are."""
         self.lora_magnitude_vector[NAME] = Magnitude(self)
 
+    def add_start(self) -> None:
+        """Add frozen factors beside A and B, with the opposite sign."""
+        rank = self.r[NAME]
+        self.update_layer(
+            START,
+            rank,
+            lora_alpha=self.lora_alpha[NAME],
+            lora_dropout=0.0,
+            init_lora_weights=True,
+            use_rslora=False,
+            lora_bias=False,
+        )
+        self.scaling[START] = -self.scaling[NAME]
+        self.set_adapter([NAME, START])
+
+    def set_adapter(self, adapter_names: Any, inference_mode: bool = False) -> None:
+        """As PEFT's, which would train all that is active; it is called whenever adapters come back on."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        for factors in (self.lora_A, self.lora_B):
+            if START in factors:
+                factors[START].requires_grad_(False)
+
     def base_weights(self) -> list[Any]:
         """The frozen matrix on this rank, [outputs, inputs]; of experts one for each that lies here."""
         return _weights(self.base_layer)
@@ -69,7 +92,12 @@ class AdaptedLinear(LoraParallelLinear):  # type: ignore[misc]
         """What an adapter in Hugging Face form has in the place of this rank's parameters, (parameter, tensor).
 
         A magnitude is one more column of B: both have a number for each output, and are divided and fused alike.
+        What PiSSA takes off is rank beside what it trains.
         """
+        if START in self.lora_A:
+            for (a, b), (a_start, b_start) in zip(self.factors(), self.factors(START), strict=True):
+                yield a, torch.cat([a, a_start])
+                yield b, torch.cat([b, -b_start], dim=1)
         if NAME in self.lora_magnitude_vector:
             for (_, b), magnitude in zip(self.factors(), self.lora_magnitude_vector[NAME].parameters(), strict=True):
                 yield b, torch.cat([b.float(), magnitude[:, None]], dim=1)

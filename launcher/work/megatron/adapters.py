@@ -22,9 +22,9 @@ LINEAR_LAYERS = {
 
 
 def adapt(chunk: Any, train: Mapping[str, Any]) -> Any:
-    """Put adapters into one chunk, whose weights are loaded: A at random by name, B zero.
+    """Put adapters into one chunk, whose weights are loaded, so that training starts at the base model.
 
-    So training starts at the base model. DoRA's magnitudes are the norms of the rows.
+    A is random by name and B zero; DoRA's magnitudes are the norms of the rows. PiSSA starts from principal parts.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -46,6 +46,10 @@ def adapt(chunk: Any, train: Mapping[str, Any]) -> Any:
         _initialise(layer, _global_name(chunk, name), seed=train["seed"])
         if train["tuner"] == "dora":
             layer.add_magnitude()
+    if train["tuner"] == "pissa":
+        from launcher.work.megatron import pissa
+
+        pissa.begin(adapted_layers(chunk))
     return adapted
 
 

@@ -96,14 +96,15 @@ def _adapter_config(weights: Path, train: Mapping[str, Any], *, base: Path) -> d
     with safe_open(str(weights), framework="pt") as file:
         layers = {name.split(".lora_")[0].rpartition(".")[2] for name in file.keys() if ".lora_" in name}  # noqa: SIM118
     lora = train["lora"]
+    fold = 2 if train["tuner"] == "pissa" else 1  # the factors at the start stand beside the trained ones
     scores = train["method"] == "rm"
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if scores else "CAUSAL_LM",
         "modules_to_save": ["score"] if scores else None,
         "base_model_name_or_path": str(base),
-        "r": lora["rank"],
-        "lora_alpha": lora["alpha"],
+        "r": fold * lora["rank"],
+        "lora_alpha": fold * lora["alpha"],
         "lora_dropout": lora.get("dropout", 0.0),
         "use_rslora": train["tuner"] == "rslora",
         "use_dora": train["tuner"] == "dora",
