@@ -1,4 +1,7 @@
-"""`resume --set`: what is left of a run is planned anew for other ranks; whatever is wrong changes nothing."""
+"""Runs that are gone on with otherwise: `resume --set` for other ranks, `export` of a checkpoint.
+
+Whatever is wrong changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -116,3 +119,32 @@ def test_a_cut_change_is_completed(user: Any, run: RunDir) -> None:
     assert from_json(run.plan.read_text()).name == "other"
     assert run.script("train").read_text() == "#!/bin/bash\n"
     assert not finish_cut(run)
+
+
+def test_a_checkpoint_is_exported_beside_the_run(user: Any, run: RunDir) -> None:
+    def export(*words: str) -> Any:
+        return user.swiftlaunch("export", run.root.name, *words, "--site", "here.toml")
+
+    assert "has no checkpoint yet" in export().stderr
+    for step, loss in ((2, 1.25), (4, 1.5)):
+        folder = run.checkpoints("train") / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "__0_0.distcp").write_bytes(bytes(step))
+        write_json(folder / "manifest.json", {"loss": loss, "progress": {"step": step}})
+    finished = export("--step", "3")
+    assert finished.returncode == 2
+    assert "kept are 2 (loss 1.2500), 4 (loss 1.5000)" in finished.stderr
+    assert "exists" in export("--to", str(user.folder)).stderr
+    assert len(list(run.root.parent.iterdir())) == 1, "nothing was submitted"
+
+    finished = export("--step", "2", "--to", "half way")
+    assert finished.returncode == 0, finished.stderr
+    other = RunDir(run.root.parent / finished.stdout.strip())
+    (stage,) = from_json(other.plan.read_text()).stages
+    linked = Path(stage.options["checkpoint"])
+    assert (linked.parent, linked.name) == (other.checkpoints("export"), "step-00000002")
+    assert stage.options["to"] == str(user.folder / "half way")
+    first = run.checkpoints("train") / linked.name
+    assert (linked / "__0_0.distcp").samefile(first / "__0_0.distcp"), "a second name, not a copy"
+    for each in (other, run):
+        assert user.swiftlaunch("cancel", each.root.name).returncode == 0

@@ -191,7 +191,8 @@ class Loop:
         """On the main rank: whether the job would end before one more step is done and saved."""
         if not self.context.is_main:
             return False
-        return self.context.time_is_up(step_seconds=self.longest_step, save_seconds=self.longest_save)
+        saves = 1 + self.checkpoints.pending  # the one that is being written comes first
+        return self.context.time_is_up(step_seconds=self.longest_step, save_seconds=saves * self.longest_save)
 
     def _earlier_save(self) -> float:
         """The longest save of earlier attempts, in seconds; without one a guess."""
