@@ -25,7 +25,7 @@ from launcher.recipe import LoadedRecipe, Model, describe, load_recipe
 from launcher.render import Place, render
 from launcher.rundir import RunDir
 from launcher.scheduler.process import run as run_process
-from launcher.sites import Site, choose_site, lock_hashes
+from launcher.sites import Site, choose_site, lacks, lock_hashes
 from launcher.sweep import Sweep, array_name, sweep_above
 from launcher.units import counted
 
@@ -120,7 +120,7 @@ class _Planner:
                 raise InputError([*model.faults, *data_faults])
             if found.chats and not model.writes_chats:
                 data_faults = [*data_faults, _NO_TEMPLATE]
-            return make_plan(
+            plan = make_plan(
                 loaded.recipe,
                 resolved=resolved,
                 site=self._site,
@@ -130,6 +130,9 @@ class _Planner:
                 identity=replace(self._identity, run_id=run_id),
                 lock_hashes=self._lock_hashes,
             )
+            if faults := _tracking_faults(plan, self._site):
+                raise InputError(faults)
+            return plan
 
     def _model(self, model: Model) -> FoundModel | InputError:
         if model not in self._models:
@@ -141,6 +144,18 @@ class _Planner:
             except InputError as error:
                 self._models[model] = error
         return self._models[model]
+
+
+def _tracking_faults(plan: Plan, site: Site) -> list[Fault]:
+    """Trackers that the environment of the training is known to lack; of others the job says it when it starts."""
+    faults: list[Fault] = []
+    for stage in plan.stages:
+        tracking, role = stage.options.get("tracking") or {}, stage.environment.role
+        for name in ("wandb", "mlflow"):
+            if tracking.get(name) and lacks(site, role, assets.folder("site"), name):
+                message = f"the {role} environment of site {site.name} has no {name}"
+                faults.append(Fault(f"tracking.{name}", message, f"install it there, or write {name} = false"))
+    return faults
 
 
 def swept(loaded: LoadedRecipe, plan: Callable[[LoadedRecipe, str], Plan], run_id: str, site: Site) -> SweepPlan:

@@ -2,7 +2,7 @@
 
 from launcher.sites.choose import Choice, SiteFile, choose_site, site_files
 from launcher.sites.imports import import_command, versions
-from launcher.sites.locks import COMPLETE, Lock, lock_hash, lock_hashes, lock_path, read_lock, usable_python
+from launcher.sites.locks import COMPLETE, Lock, lacks, lock_hash, lock_hashes, lock_path, read_lock, usable_python
 from launcher.sites.read import load_site
 from launcher.sites.site import (
     IMPORTS,
@@ -39,6 +39,7 @@ __all__ = [
     "choose_site",
     "environment_folder",
     "import_command",
+    "lacks",
     "load_site",
     "lock_hash",
     "lock_hashes",

@@ -99,6 +99,31 @@ def usable_python(site: Site, role: str, shipped: Path) -> str:
     return python if os.access(python, os.X_OK) else ""
 
 
+def lacks(site: Site, role: str, shipped: Path, package: str) -> bool:
+    """Whether a role's environment is known not to have a package: by its lock, or by a virtual environment's folder.
+
+    Packages are top-level modules whose distributions begin with the same name (mlflow-skinny has mlflow).
+    """
+    environment = site.environments.get(role)
+    if environment is not None and environment.kind == "locked" and lock_path(site, role, shipped).is_file():
+        pins = read_lock(site, role, shipped).requirements
+        return not any(re.match(rf"{re.escape(package)}[-=]", pin) for pin in pins)
+    python = usable_python(site, role, shipped)
+    if not python:
+        return False  # nobody can look into it from here
+    home = Path(python).parent.parent
+    alone = "include-system-site-packages = false" in _config(home)
+    return alone and not any(home.glob(f"lib/python3*/site-packages/{package}/__init__.py"))
+
+
+def _config(home: Path) -> str:
+    """The configuration of a virtual environment, "" where the folder is none."""
+    try:
+        return (home / "pyvenv.cfg").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
 def _text(site: Site, role: str, shipped: Path) -> str:
     path = lock_path(site, role, shipped)
     try:

@@ -11,7 +11,6 @@ from launcher.record import Event, read_events
 from launcher.rundir import RunDir
 from launcher.standing import StageStatus
 from launcher.units import show_count, show_mib
-from launcher.view.metrics import slow_text
 from launcher.view.words import clock, sparkline
 
 _MARKS = 30  # newest events that the rate is taken from
@@ -31,7 +30,6 @@ class Course:
     tokens_per_second: float | None = None
     mfu: float | None = None
     memory_mib: float | None = None  # of the fullest GPU, or of the largest process
-    slow: str = ""  # which rank is slow
 
     @property
     def share(self) -> float:
@@ -56,7 +54,7 @@ class Course:
             words.append(f"{self.mfu:.0%} MFU")
         if self.memory_mib is not None:
             words.append(show_mib(self.memory_mib))
-        return "  ".join([*words, *([self.slow] if self.slow else [])])
+        return "  ".join(words)
 
     def left_text(self) -> str:
         """The time left as a clock, "" where unknown."""
@@ -103,7 +101,6 @@ class Courses:
             tokens_per_second=newest.get("tokens_per_second"),
             mfu=newest.get("mfu"),
             memory_mib=(ranks.get("reserved_mib") or ranks.get("resident_mib")) if stepping else None,
-            slow=slow_text(ranks) if stepping else "",
         )
 
 

@@ -14,7 +14,7 @@ from launcher.standing import RunStatus, StageStatus
 from launcher.states import State
 from launcher.units import show_seconds
 from launcher.view.course import Course, Courses
-from launcher.view.metrics import spike_text
+from launcher.view.metrics import slow_text, spike_text
 from launcher.view.results import headline
 from launcher.view.words import clock, run_state_text, soon, state_text
 
@@ -59,8 +59,8 @@ class Board:
             elif stage.setback:
                 without = f"; goes on without {', '.join(stage.excluded)}" if stage.excluded else ""
                 yield Text.assemble((f"{stage.name}: ", "bold yellow"), stage.setback, without)
-            if stage.spike and not stage.state.terminal:
-                yield Text.assemble((f"{stage.name}: ", "bold yellow"), spike_text(stage.spike))
+            for remark in remarks(stage):
+                yield Text.assemble((f"{stage.name}: ", "bold yellow"), remark)
         if status.trouble:
             yield Text.assemble(("no answer: ", "bold yellow"), status.trouble)
 
@@ -136,6 +136,14 @@ def _expected(stage: StageStatus) -> str:
     return f"; may start {soon(stage.expected)}" if stage.expected is not None else ""
 
 
+def remarks(stage: StageStatus) -> list[str]:
+    """What of a running stage's training a person may want to look into: a slow rank, the newest loss spike."""
+    if not _goes(stage):
+        return []
+    slow = slow_text(stage.ranks) if stage.ranks else ""
+    return [*([slow] if slow else []), *([spike_text(stage.spike)] if stage.spike else [])]
+
+
 def server_address(stage: StageStatus) -> str:
     """Where a running server of this run answers, "" while there is none."""
     return f"answers at http://{stage.endpoint['host']}:{stage.endpoint['port']}/v1" if stage.endpoint else ""
@@ -173,7 +181,7 @@ def _plain(statuses: Iterable[RunStatus], console: Console) -> RunStatus:
             address = server_address(stage)
             state = (stage.state, max(stage.attempts, 1), address)  # that the first attempt began is no news
             course = _course(courses, stage) if _goes(stage) else None
-            text = course.text() if course else address or note(stage)
+            text = "  ".join([course.text(), *remarks(stage)]) if course else address or note(stage)
             since, shown = progress.get(stage.name, (0.0, ""))
             now = time.monotonic()
             quiet = now - since < QUIET_SECONDS or text == shown or course is None

@@ -128,17 +128,24 @@ def metrics_svg(found: Mapping[str, Any]) -> str:
     for row, (key, name) in enumerate(panels):
         top = TOP + row * (HEIGHT + BOTTOM)
         points = [(int(step["step"]), float(step[key])) for step in steps if step.get(key) is not None]
-        spikes = [int(spike["step"]) for spike in found["spikes"] if key in ("loss", "grad_norm")]
-        parts += _curve(name, points, top, found["resumed"], spikes)
+        jumps = key in ("loss", "grad_norm")
+        spikes = [int(spike["step"]) for spike in found["spikes"] if jumps]
+        parts += _curve(name, points, top, found["resumed"], spikes, even=not jumps)
     height = TOP + max(1, len(panels)) * (HEIGHT + BOTTOM)
     return picture(LEFT + _PANEL_WIDTH + 2 * GAP, height, f"{found['run_id']}: {found['stage']}", parts)
 
 
 def _curve(
-    name: str, points: Sequence[tuple[int, float]], top: float, resumed: Sequence[int], spikes: Sequence[int]
+    name: str,
+    points: Sequence[tuple[int, float]],
+    top: float,
+    resumed: Sequence[int],
+    spikes: Sequence[int],
+    *,
+    even: bool,
 ) -> list[str]:
     left, bottom = GAP + LEFT, top + HEIGHT
-    across, up = Axis([step for step, _ in points], even=True), Axis([value for _, value in points])
+    across, up = Axis([step for step, _ in points], even=True), Axis([value for _, value in points], even=even)
     parts = frame(left, top, _PANEL_WIDTH, name, across, up)
     first, last = points[0][0], points[-1][0]
     for marked, colour in ((resumed, "#bbb"), (spikes, "#d62728")):

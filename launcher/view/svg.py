@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from launcher.units import show_count
+
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, GAP = 320, 240, 70, 46, 46, 24
 STYLE = "font-family:sans-serif;font-size:12px"
 _LOG_FROM = 20.0  # positive values whose ends are further apart than this get a logarithmic axis
@@ -82,7 +84,9 @@ class Axis:
         return [(self.place(value), self._label(value)) for value in (self._low, middle, self._high)]
 
     def _label(self, value: float) -> str:
-        return str(round(value)) if self._whole else label_of(value)
+        if self._whole:
+            return str(round(value))
+        return show_count(value) if abs(value) >= 10_000 else label_of(value)
 
 
 def label_of(value: Any) -> str:

@@ -110,8 +110,8 @@ class Reports:
         raise WorkerError(
             f"{spike.text} in step {step}; samples, those with the highest loss first: {named(ids)}; {good}",
             where="train.on_spike",
-            hint=f"look at these samples; `swiftlaunch resume {run}` goes on from there and past this step; with other "
-            "data or a lower learning_rate start a new run",
+            hint=f"look at these samples; `swiftlaunch resume {run}` goes on from there and past this step, with "
+            "`--set train.on_spike=warn` past all; for other data or a lower learning_rate start a new run",
         )
 
     def _tell(self, step: int, figure: str, value: float, ids: Sequence[str], **more: Any) -> None:

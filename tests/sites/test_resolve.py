@@ -17,6 +17,7 @@ from launcher.sites import (
     Site,
     SiteEnvironment,
     import_command,
+    lacks,
     lock_hash,
     lock_hashes,
     read_lock,
@@ -176,3 +177,25 @@ def test_versions_are_those_of_the_installed_packages(tmp_path: Path) -> None:
 
 def test_versions_are_read_back() -> None:
     assert versions("noise\nversion torch 2.13.0+cpu\nversion six ?\n") == {"torch": "2.13.0+cpu", "six": "?"}
+
+
+def test_packages_are_looked_for_in_the_lock_or_in_the_folder(tmp_path: Path) -> None:
+    lock = tmp_path / "environments/train.txt"
+    lock.parent.mkdir()
+    lock.write_text("# import: wandb\nmlflow-skinny==3.17.2\nwandbox==1.0\n")
+    locked = site(SiteEnvironment("train", "locked"))
+    assert not lacks(locked, "train", tmp_path, "mlflow")
+    assert lacks(locked, "train", tmp_path, "wandb")
+
+    home = tmp_path / "venv"
+    python, packages = home / "bin/python", home / "lib/python3.11/site-packages"
+    for folder in (python.parent, packages / "mlflow"):
+        folder.mkdir(parents=True)
+    python.touch(mode=0o755)
+    (packages / "mlflow/__init__.py").touch()
+    own = site(SiteEnvironment("train", "venv", python=str(python)))
+    assert not lacks(own, "train", tmp_path, "wandb")  # no pyvenv.cfg: packages may be anywhere
+    (home / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
+    assert lacks(own, "train", tmp_path, "wandb")
+    assert not lacks(own, "train", tmp_path, "mlflow")
+    assert not lacks(site(SiteEnvironment("train", "pyxis", image="x.sqsh")), "train", tmp_path, "wandb")
