@@ -47,6 +47,11 @@ METHODS: dict[str, tuple[str, dict[str, Any] | None]] = {
 }
 
 
+def settings_of(method: str) -> dict[str, Any]:
+    """[train.preference] of a method that has one."""
+    return dict(METHODS[method][1] or {})
+
+
 class Way(NamedTuple):
     """A layout as [train.layout] has it, and the number of ranks."""
 
@@ -134,15 +139,15 @@ def train(cells: Iterable[Cell], folder: Path, model_of: Callable[[str], Path]) 
     return runs
 
 
-def written(cell: Cell, folder: Path, model: Path) -> Run:
-    """The run of one cell, not started."""
+def written(cell: Cell, folder: Path, model: Path, **more: Any) -> Run:
+    """The run of one cell, not started; `more` are settings of [train]."""
     method, preference = METHODS[cell.method]
     tuner = TUNERS[cell.tuner]
     if preference is not None and method in ("dpo", "kto"):
         preference = {"reference": "frozen-copy" if cell.tuner == "full" else "adapter-off", **preference}
     settings = {
         "method": method, "preference": preference, "layout": LAYOUTS[cell.layout].layout, "steps": STEPS,
-        "global_batch_size": BATCH, "micro_batch_size": MICRO_BATCH, "sequence_length": LENGTH, **tuner,
+        "global_batch_size": BATCH, "micro_batch_size": MICRO_BATCH, "sequence_length": LENGTH, **tuner, **more,
     }  # fmt: skip
     return write_run(folder, model, LAYOUTS[cell.layout].ranks, rows_of(method, folder.parent), settings)
 

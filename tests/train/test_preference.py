@@ -1,30 +1,25 @@
-"""Preference methods and reward models: the same training in every layout, whatever gives the reference.
+"""Preference methods and reward models learn what they are for, whatever gives the reference.
 
-All methods are trained in one process a rank and layout; see several.py.
+All are trained in one process; see several.py. That layouts make no difference is test_equivalence.py's to show.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import HERE, ROOT, Attempt, Run, train_python, write_run
+from .conftest import Run, finish_together, write_run
+from .equivalence import settings_of
 
 pytestmark = pytest.mark.layout
 
-DPO = {
-    "beta": 0.1, "loss": "sigmoid", "label_smoothing": 0.1, "length_normalization": False, "sft_weight": 0.5,
-    "reference": "adapter-off",
-}  # fmt: skip
-KTO = {"beta": 0.3, "desirable_weight": 1.0, "undesirable_weight": 1.5, "reference": "adapter-off"}
-SIMPO = {"beta": 2.0, "gamma": 1.0, "label_smoothing": 0.0, "sft_weight": 0.0}
-RM = {"margin": 0.5, "center_weight": 0.01}
+DPO = {**settings_of("dpo"), "reference": "adapter-off"}
+KTO = {**settings_of("kto"), "reference": "adapter-off"}
+SIMPO, RM = settings_of("simpo"), settings_of("rm")
 FULL: dict[str, Any] = {"tuner": "full"}
 # name -> method, [train.preference], other settings
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -34,22 +29,13 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "dpo-full-precomputed": ("dpo", {**DPO, "reference": "precomputed"}, FULL),
     "ipo": ("dpo", {**DPO, "loss": "ipo", "label_smoothing": 0.0}, {}),
     "simpo": ("simpo", SIMPO, {}),
-    "orpo": ("orpo", {"beta": 0.1, "sft_weight": 1.0}, {}),
-    "cpo": ("cpo", {"beta": 0.1, "label_smoothing": 0.0, "sft_weight": 1.0}, {}),
+    "orpo": ("orpo", settings_of("orpo"), {}),
+    "cpo": ("cpo", settings_of("cpo"), {}),
     "kto": ("kto", KTO, {}),
     "kto-full": ("kto", {**KTO, "reference": "frozen-copy"}, FULL),
     "rm": ("rm", RM, {}),
     "rm-full": ("rm", RM, FULL),
 }
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "TP2+SP": {"tensor": 2, "sequence_parallel": True},
-    "TP2": {"tensor": 2},
-    "VPP2": {"pipeline": 2, "virtual_pipeline": 2},
-    "CP2": {"context": 2},
-    "DP2": {},
-    "EP2": {"expert": 2},
-}
-MOE = ["dpo", "dpo-full", "kto", "rm", "rm-full"]
 
 
 def sums(folder: Path, kind: str, count: int) -> dict[str, Any]:
@@ -79,73 +65,18 @@ def made(
     return write_run(folder, model, ranks, data, settings)
 
 
-def finish(runs: list[Run]) -> None:
-    """Train all runs, of the same number of ranks, in one process a rank."""
-    ranks = runs[0].ranks
-    logs = [runs[0].files.root / f"rank-{rank}.log" for rank in range(ranks)]
-    attempt = Attempt([], logs)
-    for run in runs:
-        run.files.attempt("train", 1).mkdir(parents=True)
-    for rank, log in enumerate(logs):
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "SWIFTLAUNCH_ATTEMPT": "1",
-            "SLURM_PROCID": str(rank),
-            "SLURM_LOCALID": str(rank),
-            "SLURM_NTASKS": str(ranks),
-        }
-        plans = [str(run.files.plan) for run in runs]
-        with log.open("wb") as out:
-            attempt.processes.append(
-                subprocess.Popen(
-                    [train_python(), str(HERE / "several.py"), *plans],
-                    env=environment,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    codes = attempt.wait(600)
-    assert codes == [0] * ranks, attempt.text()
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path]) -> Callable[..., Any]:
-    """The runs of one layout ("" is one process) and model, by name."""
-    done: dict[tuple[str, str], dict[str, Run]] = {}
-
-    def train(layout: str, kind: str = "llama") -> dict[str, Run]:
-        if (layout, kind) not in done:
-            folder = tmp_path_factory.mktemp("runs")
-            ranks = 2 if layout else 1
-            # without sequence parallelism the head's gradient is not summed over tensor-parallel ranks
-            names = ["rm", "rm-full"] if layout == "TP2" else MOE if kind == "moe" else list(RUNS)
-            runs = {name: made(folder / name, tiny_model(kind), name, ranks, LAYOUTS.get(layout, {})) for name in names}
-            finish(list(runs.values()))
-            done[layout, kind] = runs
-        return done[layout, kind]
-
-    return train
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_agree_with_one_process(trained: Callable[..., dict[str, Run]], layout: str) -> None:
-    found = {}
-    kind = "moe" if layout == "EP2" else "llama"
-    for name, run in trained(layout, kind).items():
-        alone = trained("", kind)[name]
-        found[name] = (
-            max(abs(a - b) for a, b in zip(run.losses(), alone.losses(), strict=True)),
-            max(abs(a - b) / b for a, b in zip(run.norms(), alone.norms(), strict=True)),
-        )
-    print(found)
-    assert all(loss < 1e-4 and norm < 1e-3 for loss, norm in found.values()), found
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path]) -> dict[str, Run]:
+    """All runs by name."""
+    folder = tmp_path_factory.mktemp("runs")
+    runs = {name: made(folder / name, tiny_model("llama"), name, 1, {}) for name in RUNS}
+    finish_together(list(runs.values()))
+    return runs
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_every_method_learns(trained: Callable[..., dict[str, Run]], name: str) -> None:
-    run = trained("")[name]
+def test_every_method_learns(trained: dict[str, Run], name: str) -> None:
+    run = trained[name]
     first, last = (run.steps()[step] for step in (1, 4))
     assert last["loss"] < first["loss"] - 0.01
     if RUNS[name][1].get("sft_weight") == 1.0:  # the likelihood of the chosen answer outweighs the difference
@@ -158,7 +89,7 @@ def test_every_method_learns(trained: Callable[..., dict[str, Run]], name: str) 
 
 
 @pytest.mark.parametrize("name", ["dpo", "dpo-full"])
-def test_a_precomputed_reference_is_the_same(trained: Callable[..., dict[str, Run]], name: str) -> None:
-    now, before = (trained("")[each] for each in (name, f"{name}-precomputed"))
+def test_a_precomputed_reference_is_the_same(trained: dict[str, Run], name: str) -> None:
+    now, before = (trained[each] for each in (name, f"{name}-precomputed"))
     assert now.losses() == before.losses()
     assert now.norms() == before.norms()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import HERE, ROOT, train_python
-from .test_preference import finish, made
+from .conftest import HERE, ROOT, finish_together, train_python
+from .test_preference import made
 
 pytestmark = pytest.mark.layout
 
@@ -33,7 +33,7 @@ def test_transformers_gives_the_same_scores(
         made(tmp_path / str(steps), tiny_model("llama"), name, 2, layout, steps=steps, schedule="constant")
         for steps in (STEPS, STEPS + 1)
     )
-    finish([run, longer])
+    finish_together([run, longer])
     run.finish("export")
     exported = run.files.artifact("export")
     out = subprocess.run(
