@@ -24,7 +24,13 @@ INFERENCE_CPU_MIB = 700  # measured: torch and transformers imported
 WEIGHTS_FILE_MIB = 5 * 1024  # what Hugging Face's save_pretrained cuts safetensors files to
 
 VALUE_BYTES = {"fp32": 4, "bf16": 2}
-OPTIMIZER_STATES = {"adamw": 2, "adam": 2}  # fp32 values per parameter
+# fp32 values per parameter; GaLore's and APOLLO's are of projections, see `optimizer_values`
+OPTIMIZER_STATES = {
+    **{"adamw": 2.0, "adam": 2.0, "sgd": 1.0, "lion": 1.0},
+    **{"adamw_8bit": 0.5, "galore_adamw": 2.0, "apollo_adamw": 2.0},
+}
+PROJECTED = {"galore_adamw": 128, "apollo_adamw": 128}  # rank of the projection
+NF4_BYTES = 0.52  # 4 bits and, doubly quantized, an 8-bit scale for each 64 (arXiv:2305.14314, section 3)
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,58 @@ def train_memory(facts: ModelFacts, shape: TrainShape, *, gpu: bool) -> TrainMem
         framework=FRAMEWORK_GPU_MIB if gpu else FRAMEWORK_CPU_MIB,
         copy=trained * (width + optimizer) / MIB if shape.saved_beside and not gpu else 0.0,
     )
+
+
+@dataclass(frozen=True)
+class Division:
+    """What an engine that divides a model among all ranks divides, and where it holds it."""
+
+    weights: bool  # divided too: FSDP, ZeRO-3
+    rounded_beside: bool  # fp32 weights are optimizer state beside the ones computed with (DeepSpeed in bf16)
+    four_bits: bool = False  # the frozen weights are NF4
+    states_on_host: bool = False
+    weights_on_host: bool = False
+
+
+def divided_memory(facts: ModelFacts, shape: TrainShape, division: Division, *, gpu: bool) -> TrainMemory:
+    """Memory of a rank under ZeRO or FSDP: gradients and optimizer states are divided by the ranks, weights as well
+    or not (Rajbhandari et al. 2020, "ZeRO", arXiv:1910.02054, figure 1).
+
+    Where weights are divided, two units at a time are put together in the number format: one computes, the next one
+    is on its way. What is held on the host does not count for a GPU.
+    """
+    trained = lora_parameters(facts, shape.lora_rank, shape.layout) if shape.lora_rank else facts.parameters
+    width, ranks = VALUE_BYTES[shape.precision], shape.world_size
+    table = facts.vocabulary * facts.hidden * (1 if facts.tied_embeddings else 2)
+    frozen = bool(shape.lora_rank)
+    held = float(facts.parameters) * (width if frozen or division.rounded_beside else 4)
+    if division.four_bits:
+        held = (facts.parameters - table) * NF4_BYTES + table * width
+    held += 4 * trained if frozen else 0
+    copy = float(facts.parameters) * width if shape.frozen_copy else 0.0
+    gathered = 0.0
+    if division.weights and ranks > 1:
+        held, copy = held / ranks, copy / ranks
+        gathered = 2 * max(table, (facts.parameters - table) / facts.layers) * width
+    values = optimizer_values(facts, shape.optimizer)
+    if division.rounded_beside and shape.precision == "bf16":
+        values += 1
+    states = 0.0 if gpu and division.states_on_host else 1.0
+    weights = 0.0 if gpu and division.weights_on_host else 1.0
+    return TrainMemory(
+        weights=((held + copy) * weights + gathered) / MIB,
+        gradients=4 * trained / ranks * states / MIB,
+        optimizer=4 * values * trained / ranks * states / MIB,
+        activations=activation_bytes(facts, shape) / MIB,
+        framework=FRAMEWORK_GPU_MIB if gpu else FRAMEWORK_CPU_MIB,
+        copy=0.0,
+    )
+
+
+def optimizer_values(facts: ModelFacts, optimizer: str) -> float:
+    """fp32 values per trained parameter that an optimizer keeps; of projections those of a hidden x hidden matrix."""
+    values = OPTIMIZER_STATES[optimizer]
+    return values * min(1.0, PROJECTED[optimizer] / facts.hidden) if optimizer in PROJECTED else values
 
 
 def training_bytes(precision: str, optimizer: str, *, shards: int = 1) -> tuple[float, float]:

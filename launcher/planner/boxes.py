@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from launcher.engines import default_engine, engine_refusal, quantize_role, serve_role
+from launcher.planner.engines import ROLES
 from launcher.recipe import Recipe
 
 
@@ -55,6 +56,7 @@ def boxes(
             options = {"model": newest, "data": data, "evaluate": resolved["evaluate"]}
             found.append(Box("baseline", "evaluate", "baseline", "transformers", options))
         train = resolved["train"]
+        role = ROLES[recipe.train.engine]
         options = {
             "model": newest,
             "data": data,
@@ -62,9 +64,9 @@ def boxes(
             "tracking": resolved["tracking"],
             "peak_tflops": peak_tflops,
         }
-        found.append(Box("train", "train", "train", "train", options))
+        found.append(Box("train", "train", "train", role, options))
         options = {"model": newest, "data": data, "train": train, "train_stage": "train"}
-        found.append(Box("export", "export", "export", "train", options, ("train",)))
+        found.append(Box("export", "export", "export", role, options, ("train",)))
         newest, needs = {"name": model["name"], "artifact_of": "export"}, ("export",)
 
     if recipe.evaluate is not None:

@@ -11,24 +11,12 @@ from launcher.memory import linear_inputs
 from launcher.models import ModelFacts
 from launcher.plan import Environment, Resources
 from launcher.planner.boxes import Box
+from launcher.planner.engines import engine_faults, engine_warnings, layout_of
 from launcher.recipe import Recipe
 from launcher.sites import Site
-from launcher.topology import Layout, layout_faults
 
-# what of the recipe's choices has a worker
-_BUILT = {
-    "engine": ("megatron",),
-    "method": ("cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo", "rm"),
-    "tuner": ("full", "lora", "rslora", "dora", "pissa"),
-    "optimizer": ("adamw", "adam"),
-}
 _WITHOUT_BF16 = ("v100", "p100", "t4", "rtx2080")
 _WITHOUT_FP8 = ("a100", "a800", "a40", "a30", "a10", "v100", "p100", "t4")
-
-
-def layout_of(recipe: Recipe) -> Layout:
-    """The recipe's layout in the planner's terms."""
-    return Layout(**recipe.train.layout.model_dump()) if recipe.train else Layout()
 
 
 def train_faults(recipe: Recipe, facts: ModelFacts, need: Resources, site: Site) -> Iterator[Fault]:
@@ -36,39 +24,21 @@ def train_faults(recipe: Recipe, facts: ModelFacts, need: Resources, site: Site)
     train = recipe.train
     if train is None:
         return
-    for key, built in _BUILT.items():
-        if (value := getattr(train, key)) not in built:
-            yield Fault(f"train.{key}", f'"{value}" is not built yet', "choose " + ", ".join(built))
-    if not facts.megatron:
-        message = f"Megatron-core does not train {facts.architecture} models here"
-        yield Fault("model", message, "choose a Llama, Qwen or GLM model: swiftlaunch models")
-    yield from layout_faults(
-        layout_of(recipe),
-        facts.shape,
-        world_size=need.world_size,
-        global_batch_size=train.global_batch_size,
-        micro_batch_size=train.micro_batch_size,
-        sequence_length=train.sequence_length,
-    )
+    yield from engine_faults(recipe, facts, need)
     if facts.max_positions and train.sequence_length > facts.max_positions:
         message = f"{train.sequence_length} is longer than the {facts.max_positions} tokens that the model can see"
         yield Fault("train.sequence_length", message, f"use {facts.max_positions} or less")
     gpu_type = site.node.gpu_type.lower()
     if train.precision == "bf16" and need.gpus_per_node and _one_of(gpu_type, _WITHOUT_BF16):
         yield Fault("train.precision", f"{site.node.gpu_type} GPUs have no bf16", 'use precision = "fp32"')
-    if train.precision == "fp32" and need.gpus_per_node and train.layout.context > 1:
-        message = "context parallelism on GPUs needs fused attention, which has no fp32"
-        yield Fault("train.layout.context", message, 'use precision = "bf16", or context = 1')
-    if train.precision == "fp32" and need.gpus_per_node and train.packing:
-        message = "packing on GPUs needs fused attention, which has no fp32"
-        yield Fault("train.packing", message, 'use precision = "bf16", or packing = false')
 
 
-def train_warnings(recipe: Recipe, need: Resources) -> Iterator[str]:
+def train_warnings(recipe: Recipe, facts: ModelFacts, need: Resources) -> Iterator[str]:
     """What will run, but not well."""
     train = recipe.train
     if train is None:
         return
+    yield from engine_warnings(recipe, facts)
     if train.precision == "bf16" and not need.gpus_per_node:
         yield "train.precision: bf16 on CPUs without bf16 units is slower than fp32"
     if train.precision == "fp32" and need.gpus_per_node:

@@ -13,9 +13,10 @@ from launcher import memory
 from launcher.models import ModelFacts
 from launcher.plan import Estimate, Resources
 from launcher.planner.boxes import Box
-from launcher.planner.checks import layout_of
+from launcher.planner.engines import layout_of
 from launcher.recipe import Recipe
 from launcher.recipe.preference import FORMATS
+from launcher.recipe.training import Train
 from launcher.sites import Site
 from launcher.units import counted, show_count
 
@@ -93,7 +94,31 @@ def train_memory(recipe: Recipe, facts: ModelFacts, need: Resources) -> memory.T
         saved_beside=train.checkpoint.asynchronous and train.checkpoint.save_optimizer,
         frozen_copy=train.preference is not None and train.preference.reference == "frozen-copy",
     )
-    return memory.train_memory(facts, shape, gpu=need.gpus_per_node > 0)
+    gpu = need.gpus_per_node > 0
+    division = division_of(train)
+    if division is not None:
+        return memory.divided_memory(facts, shape, division, gpu=gpu)
+    return memory.train_memory(facts, shape, gpu=gpu)
+
+
+def division_of(train: Train) -> memory.Division | None:
+    """What the engine divides among all ranks; None for one with a layout."""
+    four_bits = train.tuner == "qlora"
+    if train.deepspeed is not None:
+        offloads, whole = train.deepspeed.offload == "cpu", train.deepspeed.stage == 3
+        return memory.Division(
+            weights=whole,
+            rounded_beside=True,
+            four_bits=four_bits,
+            states_on_host=offloads,
+            weights_on_host=offloads and whole,
+        )
+    if train.fsdp is not None:
+        offloads = train.fsdp.offload == "cpu"
+        return memory.Division(
+            weights=True, rounded_beside=False, four_bits=four_bits, states_on_host=offloads, weights_on_host=offloads
+        )
+    return None
 
 
 def sequences_of(method: str) -> int:

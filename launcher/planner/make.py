@@ -13,6 +13,7 @@ from launcher.models import FoundModel, ModelFacts
 from launcher.plan import Environment, Plan, Resources, Stage
 from launcher.planner import checks, estimates
 from launcher.planner.boxes import Box, boxes
+from launcher.planner.engines import layout_text
 from launcher.planner.resources import decide, gpus_of
 from launcher.recipe import Recipe
 from launcher.sites import Site, resolve_environment
@@ -85,7 +86,7 @@ def make_plan(
         train_faults = list(checks.train_faults(recipe, facts, needs["train"], site))
         faults += train_faults
         if not train_faults:
-            warnings += checks.train_warnings(recipe, needs["train"])
+            warnings += checks.train_warnings(recipe, facts, needs["train"])
     estimated = {}
     if not faults:
         estimated = {box.name: estimates.estimate(box, needs[box.name], recipe, facts, site) for box in found.stages}
@@ -119,7 +120,7 @@ def make_plan(
                 environment=environments[box.name],
                 options=box.options,
                 depends_on=box.depends_on,
-                layout=checks.layout_of(recipe).text(needs[box.name].world_size) if box.name == "train" else "",
+                layout=layout_text(recipe, needs[box.name].world_size) if box.name == "train" else "",
                 max_attempts=decided[box.table].max_attempts,
                 resume=decided[box.table].resume,
                 estimate=estimated[box.name],

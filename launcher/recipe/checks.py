@@ -29,6 +29,7 @@ from launcher.recipe.sections import (
     SweepRange,
     Tracking,
 )
+from launcher.recipe.sharded_checks import sharded_rules
 from launcher.recipe.source import Table
 from launcher.recipe.tracking_checks import tracking_rules
 from launcher.recipe.training import ADAPTERS, Lora, Train
@@ -173,6 +174,7 @@ def _train_rules(train: Train) -> Iterator[Problem]:
         yield Problem(
             ("train", "lora"), f'has no meaning with tuner = "{train.tuner}"', 'write tuner = "lora", or remove it'
         )
+    yield from sharded_rules(train)
     yield from preference_rules(train.method, train.preference, adapts=train.tuner in ADAPTERS)
 
 

@@ -12,6 +12,7 @@ from launcher.recipe.preference import Preference, with_defaults
 Engine = Literal["megatron", "deepspeed", "fsdp"]
 Method = Literal["cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo", "rm", "grpo"]
 Tuner = Literal["full", "lora", "rslora", "dora", "pissa", "qlora"]
+SHARDED = ("deepspeed", "fsdp")  # engines that divide transformers' models; each has a table of its name
 ADAPTERS = ("lora", "rslora", "dora", "pissa", "qlora")  # the tuners that read [train.lora]
 
 
@@ -62,11 +63,27 @@ class Checkpoint(Section):
     """Save optimizer state too; without it a resumed run starts its optimizer afresh."""
 
 
+class DeepSpeed(Section):
+    """Settings of the engine deepspeed (ZeRO)."""
+
+    stage: Literal[2, 3] = 2
+    """What is divided among ranks: optimizer states and gradients (2), or weights too (3)."""
+    offload: Literal["none", "cpu"] = "none"
+    """cpu holds optimizer states, and with stage 3 weights, in the nodes' memory."""
+
+
+class Fsdp(Section):
+    """Settings of the engine fsdp (FSDP2), which divides weights, gradients and optimizer states."""
+
+    offload: Literal["none", "cpu"] = "none"
+    """cpu holds what a rank has of them in the node's memory."""
+
+
 class Train(Section):
     """Training. Give steps or epochs, not both."""
 
     engine: Engine = "megatron"
-    """Training engine."""
+    """Training engine: megatron for every layout; deepspeed or fsdp for few GPUs, with transformers' own models."""
     method: Method = "sft"
     """What is learnt: cpt texts; sft answers; dpo, simpo, orpo, cpo pairs of answers; kto verdicts; rm scores."""
     tuner: Tuner = "full"
@@ -96,8 +113,8 @@ class Train(Section):
     """Steps in which the learning rate rises from zero."""
     decay_steps: Count | None = None
     """Steps at the end in which wsd falls (wsd only)."""
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    """Optimizer."""
+    optimizer: Literal["adamw", "adam", "sgd", "lion", "adamw_8bit", "galore_adamw", "apollo_adamw"] = "adamw"
+    """Optimizer; which engine has which is in docs/training.md."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Decoupled weight decay."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -122,6 +139,12 @@ class Train(Section):
     """Adapter settings, for adapter tuners."""
     preference: Preference | None = None
     """Settings of preference methods and reward models."""
+    deepspeed: DeepSpeed | None = None
+    """Settings of the engine deepspeed."""
+    fsdp: Fsdp | None = None
+    """Settings of the engine fsdp."""
+    liger: bool = False
+    """Liger's fused layers on GPUs (deepspeed and fsdp)."""
     layout: TrainLayout = Field(default_factory=TrainLayout)
     """Parallel layout."""
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
@@ -134,4 +157,6 @@ class Train(Section):
             return values
         tuner = values.get("tuner", "full")
         found = with_defaults(values.get("method"), tuner, ADAPTERS, values.get("preference"))
-        return values if found is None else {**values, "preference": found}
+        values = values if found is None else {**values, "preference": found}
+        engine = values.get("engine")
+        return {**values, engine: values.get(engine) or {}} if engine in SHARDED else values

@@ -31,12 +31,8 @@ def faults(planned: Planned, text: str, **changes: Any) -> list[Fault]:
     ("text", "site", "where", "message"),
     [
         # not built
-        (SFT + 'engine = "deepspeed"', GPUS, "train.engine", '"deepspeed" is not built yet'),
-        (SFT + 'engine = "fsdp"', GPUS, "train.engine", '"fsdp" is not built yet'),
-        (SFT + 'method = "grpo"', GPUS, "train.method", '"grpo" is not built yet'),
-        (SFT + 'tuner = "dora"', GPUS, "train.tuner", '"dora" is not built yet'),
-        (SFT + 'tuner = "qlora"', GPUS, "train.tuner", '"qlora" is not built yet'),
-        (SFT + 'optimizer = "sgd"', GPUS, "train.optimizer", '"sgd" is not built yet'),
+        (SFT + 'method = "grpo"', GPUS, "train.method", '"grpo" is not built for megatron'),
+        (SFT + 'optimizer = "galore_adamw"', GPUS, "train.optimizer", '"galore_adamw" is not built for megatron'),
         # layout, number formats, lengths
         (SFT + "layout = { tensor = 2 }", GPUS, "train.layout.tensor", "2 does not divide the model's 9"),
         (
@@ -178,7 +174,7 @@ def test_faults_of_the_data_and_of_every_stage_come_at_once(planned: Planned) ->
     text = (
         DATA
         + TRAIN
-        + 'engine = "fsdp"\ntuner = "pissa"\nlayout = { tensor = 2 }\n[quantize]\nmethod = "gptq"\n'
+        + 'method = "grpo"\noptimizer = "galore_adamw"\nlayout = { tensor = 2 }\n[quantize]\nmethod = "gptq"\n'
         + '[serve]\nengine = "sglang"\n[resources.train]\nnodes = 5\nmemory = "99G"\n'
     )
     data_fault = Fault("data.jsonl:3", "is not JSON")
@@ -186,8 +182,8 @@ def test_faults_of_the_data_and_of_every_stage_come_at_once(planned: Planned) ->
     assert {fault.where for fault in found} >= {
         "data.jsonl:3",
         "model.name",
-        "train.engine",
-        "train.tuner",
+        "train.method",
+        "train.optimizer",
         "train.layout.tensor",
         "quantize.group_size",
         "serve.engine",

@@ -206,15 +206,18 @@ def test_perplexity_that_is_not_computed(sweep: Swept) -> None:
 
 
 def test_a_fault_of_some_points_says_which(sweep: Swept) -> None:
-    parameters = 'parameters = { "train.tuner" = ["lora", "dora"], "train.seed" = [1, 2] }\n'
+    parameters = 'parameters = { "train.method" = ["sft", "grpo"], "train.seed" = [1, 2] }\n'
     fault = refused(sweep, parameters)
-    assert '"dora" is not built yet (with train.tuner = "dora", train.seed = 1 and 1 more point)' in fault.message
-    assert fault.where == "train.tuner"
+    assert (
+        '"grpo" is not built for megatron (with train.method = "grpo", train.seed = 1 and 1 more point)'
+        in fault.message
+    )
+    assert fault.where == "train.method"
 
 
 def test_a_fault_of_all_points_is_told_once(sweep: Swept) -> None:
-    text = CHAIN.replace('tuner = "lora"', 'tuner = "dora"')
-    assert refused(sweep, RATES, text=text).message == '"dora" is not built yet'
+    text = CHAIN.replace('tuner = "lora"', 'method = "grpo"')
+    assert refused(sweep, RATES, text=text).message == '"grpo" is not built for megatron'
 
 
 def test_too_many_different_faults_are_cut(sweep: Swept) -> None:

@@ -1,6 +1,7 @@
 """Runs the train stage of several plans in one process a rank, as several.py does: several_sharded.py PLAN...
 
-In the environment of the engines deepspeed and fsdp.
+In the environment of the engines deepspeed and fsdp. All plans share the process groups of the first one, whose
+threads would outlive them.
 """
 
 from __future__ import annotations
@@ -9,25 +10,24 @@ import os
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
+
 from launcher.plan import from_json
-from launcher.work import train
+from launcher.work import ranks, train
 from launcher.work.context import from_environment
 
 
 def main(plans: list[str]) -> None:
-    for path in plans:
-        train.run(from_environment(from_json(Path(path).read_text()), "train", os.environ))
-        forget()
-
-
-def forget() -> None:
-    """Make DeepSpeed forget the groups of the last run."""
-    if "deepspeed" in sys.modules:
-        from deepspeed.comm import comm
-        from deepspeed.utils import groups
-
-        comm.cdb = None
-        groups._WORLD_GROUP = None
+    ranks.leave = dist.barrier
+    for number, path in enumerate(plans):
+        context = from_environment(from_json(Path(path).read_text()), "train", os.environ)
+        try:
+            train.run(context)
+        except BaseException:
+            print(f"{path} failed", file=sys.stderr, flush=True)
+            raise
+        if not number:
+            ranks.meet = lambda context: None
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ def loading(train: Mapping[str, Any], *, micro_batches: int) -> Iterator[None]:
 def layout(train: Mapping[str, Any], ranks: int) -> str:
     """How the training is divided, in words."""
     if train["engine"] == "fsdp":
-        return f"FSDP{ranks}"
-    return f"ZeRO{int((train.get('deepspeed') or {}).get('stage', 2))} DP{ranks}"
+        return f"FSDP DP{ranks}"
+    return f"ZeRO-{train['deepspeed']['stage']} DP{ranks}"
 
 
 def start(model: Any, train: Mapping[str, Any], *, micro_batches: int) -> Engine:

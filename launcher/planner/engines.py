@@ -1,0 +1,108 @@
+"""What each training engine has of the recipe's choices, and what does not work in it on these ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from launcher.errors import Fault
+from launcher.models import ModelFacts
+from launcher.plan import Resources
+from launcher.recipe import Recipe
+from launcher.recipe.training import SHARDED, Train
+from launcher.topology import Layout, layout_faults
+
+_METHODS = ("cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo", "rm")
+_TUNERS = ("full", "lora", "rslora", "dora", "pissa")
+_BUILT = {
+    "megatron": {"method": _METHODS, "tuner": _TUNERS, "optimizer": ("adamw", "adam")},
+    "deepspeed": {
+        "method": _METHODS,
+        "tuner": (*_TUNERS, "qlora"),
+        "optimizer": ("adamw", "adam", "sgd", "lion", "adamw_8bit"),
+    },
+    "fsdp": {
+        "method": _METHODS,
+        "tuner": (*_TUNERS, "qlora"),
+        "optimizer": ("adamw", "adam", "sgd", "lion", "adamw_8bit", "galore_adamw", "apollo_adamw"),
+    },
+}
+ROLES = {"megatron": "train", "deepspeed": "trl", "fsdp": "trl"}  # the environment of an engine
+_DIVISIBLE = ("adamw", "adam", "sgd")  # optimizers whose kernels read weights that FSDP has divided
+
+
+def layout_of(recipe: Recipe) -> Layout:
+    """The recipe's layout in the planner's terms."""
+    return Layout(**recipe.train.layout.model_dump()) if recipe.train else Layout()
+
+
+def layout_text(recipe: Recipe, world_size: int) -> str:
+    """How training is divided among the ranks, in words; the engine's own where it is not Megatron-core."""
+    train = recipe.train
+    words = layout_of(recipe).text(world_size)
+    if train is not None and train.deepspeed is not None:
+        return f"ZeRO-{train.deepspeed.stage} {words}"
+    return f"FSDP {words}" if train is not None and train.fsdp is not None else words
+
+
+def engine_faults(recipe: Recipe, facts: ModelFacts, need: Resources) -> Iterator[Fault]:
+    """Why the recipe's engine cannot train so on these ranks."""
+    train = recipe.train
+    assert train is not None
+    for key, built in _BUILT[train.engine].items():
+        if (value := getattr(train, key)) not in built:
+            others = [engine for engine, has in _BUILT.items() if value in has[key]]
+            hint = "choose " + ", ".join(built) + (f"; or engine = {' or '.join(others)}" if others else "")
+            yield Fault(f"train.{key}", f'"{value}" is not built for {train.engine}', hint)
+    if train.engine in SHARDED:
+        yield from _sharded_faults(train, need)
+        return
+    if not facts.megatron:
+        message = f"Megatron-core does not train {facts.architecture} models here"
+        yield Fault("model", message, 'choose a Llama, Qwen or GLM model (swiftlaunch models), or engine = "fsdp"')
+    yield from layout_faults(
+        layout_of(recipe),
+        facts.shape,
+        world_size=need.world_size,
+        global_batch_size=train.global_batch_size,
+        micro_batch_size=train.micro_batch_size,
+        sequence_length=train.sequence_length,
+    )
+    if train.precision == "fp32" and need.gpus_per_node and train.layout.context > 1:
+        message = "context parallelism on GPUs needs fused attention, which has no fp32"
+        yield Fault("train.layout.context", message, 'use precision = "bf16", or context = 1')
+    if train.precision == "fp32" and need.gpus_per_node and train.packing:
+        message = "packing on GPUs needs fused attention, which has no fp32"
+        yield Fault("train.packing", message, 'use precision = "bf16", or packing = false')
+
+
+def _sharded_faults(train: Train, need: Resources) -> Iterator[Fault]:
+    together = train.micro_batch_size * need.world_size
+    if train.global_batch_size % together:
+        message = (
+            f"{train.global_batch_size} is not divisible by micro_batch_size * ranks = "
+            f"{train.micro_batch_size} * {need.world_size}"
+        )
+        yield Fault("train.global_batch_size", message, f"use a multiple of {together}")
+    if train.fsdp is not None and train.optimizer not in _DIVISIBLE:
+        hint = "use adamw" + (
+            ', or engine = "deepspeed"' if train.optimizer in _BUILT["deepspeed"]["optimizer"] else ", or one rank"
+        )
+        if need.world_size > 1:
+            message = f"{train.optimizer} needs whole weights, and FSDP divides them among {need.world_size} ranks"
+            yield Fault("train.optimizer", message, hint)
+        elif train.fsdp.offload != "none":
+            message = f"{train.optimizer} needs whole weights on the GPU, and FSDP holds them in the node's memory"
+            yield Fault("train.fsdp.offload", message, 'write "none"')
+    if train.liger and not need.gpus_per_node:
+        yield Fault("train.liger", "Liger's kernels are for GPUs, this stage has none", "remove it")
+
+
+def engine_warnings(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
+    """What the engine will do otherwise than one may think."""
+    train = recipe.train
+    if train is None or train.engine not in SHARDED:
+        return
+    if facts.experts and train.tuner != "full":
+        yield f"train.tuner: experts get no adapters with {train.engine}, since PEFT adapts linear layers alone"
+    if train.checkpoint.asynchronous and "asynchronous" in train.checkpoint.model_fields_set:
+        yield f"train.checkpoint.asynchronous: {train.engine} writes checkpoints while training stands"
