@@ -61,7 +61,8 @@ def export_again(
         raise UserError(f"{hint_run} has no checkpoint of step {step}", where="--step", hint=f"kept are {there}")
     if to is not None and to.exists():
         raise UserError(f"{to} exists", where="--to", hint="name a folder that is not there yet")
-    facts = ModelFacts(**{field.name: plan.model[field.name] for field in dataclasses.fields(ModelFacts)})
+    names = {field.name for field in dataclasses.fields(ModelFacts)}  # an earlier release may have had fewer
+    facts = ModelFacts(**{name: value for name, value in plan.model.items() if name in names})
     memory = max(stage.resources.memory_mib, round(extract_mib(facts, stage.options["train"]["precision"])))
     if memory > site.node.memory_mib:
         raise UserError(

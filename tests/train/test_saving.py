@@ -54,7 +54,7 @@ def test_a_rank_killed_while_it_saves_leaves_the_checkpoint_before(new_run: Call
     undisturbed = new_run(**SETTINGS).finish()
     run = new_run(**SETTINGS)
     attempt = start(run, "slow", "4", "1")
-    run.wait_for_step(5, attempt)  # training goes on beside the save, which never ends
+    run.wait_for_step(5, attempt, 300)  # training goes on beside the save, which never ends
     attempt.kill()
     assert published(run) == ["step-00000002"]
     assert list(run.files.checkpoints("train").glob(".step-00000004.part")), "the save had begun"
