@@ -50,7 +50,14 @@ _WEIGHTS = ("weight", "loss", "train")  # whether a message is learnt, as OpenAI
 def read_rows(
     paths: Sequence[Path | str], format: str = "auto", columns: Mapping[str, str | None] | None = None
 ) -> Iterator[Row]:
-    """The rows of the files, in order.
+    """The rows of the files, in order; see `placed_rows`."""
+    return (row for _, row in placed_rows(paths, format, columns))
+
+
+def placed_rows(
+    paths: Sequence[Path | str], format: str = "auto", columns: Mapping[str, str | None] | None = None
+) -> Iterator[tuple[str, Row]]:
+    """The rows of the files, in order, each with its place: FILE:LINE (of Parquet the row's number).
 
     `columns` maps a part (messages, prompt, completion, text, chosen, rejected, label) to a column's name; None
     stands for the usual name.
@@ -65,7 +72,7 @@ def read_rows(
                     row = shape.row(item.record)
                 except BadRow as bad:
                     raise InputError([Fault(item.where, str(bad))]) from None
-                yield row
+                yield item.where, row
         except BadFile as bad:
             raise InputError([file_fault(path, bad)]) from None
 

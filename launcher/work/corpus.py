@@ -30,7 +30,7 @@ from launcher.work.samples import Sample, SampleWriter, StoredSamples
 from launcher.work.tokens import encode
 from launcher.work.versions import installed_versions
 
-FORMAT = 1  # of the files and of the way from rows to samples; a change makes other keys
+FORMAT = 2  # of the files and of the way from rows to samples; a change makes other keys
 KEPT_DAYS = 30  # samples that no run has used for so long make room
 MOST_NAMED = 20  # rows left out that are named
 PROGRESS_SECONDS = 2.0
@@ -136,7 +136,8 @@ def key(options: Mapping[str, Any], tokenizer: Any, file_hashes: Mapping[str, st
     data, train = options["data"], options["train"]
     if data["source"] == "files":
         rows: dict[str, Any] = {
-            split: [file_hashes[path] for path in data.get(split) or ()] for split in ("train", "evaluation")
+            split: [(Path(path).name, file_hashes[path]) for path in data.get(split) or ()]
+            for split in ("train", "evaluation")
         }
         rows |= {"format": data.get("format"), "columns": data.get("columns")}
     else:

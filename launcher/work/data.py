@@ -190,10 +190,10 @@ def _short(key: str) -> bytes:
 
 
 def _rows(data: Mapping[str, Any], split: Split, form: str) -> Iterator[Problem]:
-    from launcher.rows import read_rows
+    from launcher.rows import placed_rows
 
-    for index, row in enumerate(read_rows(data.get(split) or [], form, data.get("columns"))):
-        name = f"{split}:{index}"
+    for place, row in placed_rows(data.get(split) or [], form, data.get("columns")):
+        name = place.rpartition("/")[2]
         if "rejected" in row:
             yield Problem(name, tuple(row["prompt"]), row["chosen"], rejected=row["rejected"])
         elif "label" in row:

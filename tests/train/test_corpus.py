@@ -65,7 +65,7 @@ def test_ranks_and_runs_share_what_is_made_once(made: Maker, tmp_path: Path, mon
         assert [sample.tokens for sample in found.samples] == [sample.tokens for sample in first.samples]
         assert found.facts == first.facts
     assert first.facts["rows"] == 5
-    assert [sample.id for sample in first.samples] == [f"train:{n}" for n in range(5)]
+    assert [sample.id for sample in first.samples] == [f"rows.jsonl:{n}" for n in range(1, 6)]
     assert len(list((tmp_path / ".tokens").iterdir())) == 1
 
 

@@ -33,7 +33,7 @@ def test_rows_of_files_take_one_shape(tmp_path: Path) -> None:
     )
     assert first.conversation == turns
     assert second.messages == ({"role": "user", "content": "3 + 1?"},)
-    assert (second.answer, second.id) == ("4", "train:0")
+    assert (second.answer, second.id) == ("4", "pairs.jsonl:1")
     assert (third.messages, third.answer) == ((), "Once upon a time.")
 
 

@@ -173,7 +173,7 @@ def test_what_ends_training_names_its_samples(new_run: Callable[..., Run], tmp_p
     step = told["step"]
     assert (told["figure"], told["stops"]) == ("loss", True)
     assert step > 20
-    assert told["samples"][0] == f"train:{BAD}", "the bad row is named first"
+    assert told["samples"][0] == f"rows.jsonl:{BAD + 1}", "the bad row is named first"
     assert f"in step {step}; samples, those with the highest loss first: {told['samples'][0]}" in said[0]["message"]
     assert f"the newest checkpoint is step-{(step - 1) // 10 * 10:08d}" in said[0]["message"]
     assert said[0]["where"] == "train.on_spike"
