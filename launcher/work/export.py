@@ -6,6 +6,7 @@ number formats stay those of the base model, and no GPU is needed.
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -67,9 +68,11 @@ def run(context: Context) -> None:
 
 def _extracted(context: Context, checkpoint: Path) -> dict[str, Any]:
     """What training would have left at a checkpoint. Raises WorkerError for one that does not verify."""
-    from launcher.work.megatron.extract import extract
-
-    return extract(context, checkpoint, context.files.stage(context.stage.name) / "trained")
+    place = "megatron" if context.options["train"]["engine"] == "megatron" else "sharded"
+    found: dict[str, Any] = importlib.import_module(f"launcher.work.{place}.extract").extract(
+        context, checkpoint, context.files.stage(context.stage.name) / "trained"
+    )
+    return found
 
 
 def _copy_whole(weights: Path, part: Path) -> None:

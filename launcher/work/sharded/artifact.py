@@ -20,16 +20,23 @@ def save_artifact(engine: Engine, model: Any, folder: Path, train: Mapping[str, 
     """Gather the weights of all ranks into `folder`, whole or not at all. Every rank calls it together."""
     weights = engine.weights()
     if dist.get_rank() == 0:
-        part = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        if train["tuner"] == "full":
-            _save_whole(model, weights, part, train)
-        else:
-            _save_adapter(model, weights, part, train, base=base)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
+        write_artifact(model, weights, folder, train, base=base)
     dist.barrier()
+
+
+def write_artifact(
+    model: Any, weights: Mapping[str, Any], folder: Path, train: Mapping[str, Any], *, base: Path
+) -> None:
+    """Write what was trained, whole and by the model's names, to `folder`. One rank calls it."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    if train["tuner"] == "full":
+        _save_whole(model, weights, part, train)
+    else:
+        _save_adapter(model, weights, part, train, base=base)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
 
 
 def _save_whole(model: Any, weights: Mapping[str, Any], part: Path, train: Mapping[str, Any]) -> None:

@@ -34,20 +34,22 @@ from launcher.work.sharded.engines import Engine
 class Checkpoints:
     """The checkpoints of one stage. All methods are called by every rank together.
 
-    `settings` is [train.checkpoint]. After `load`, `loaded_from` is the layout of the checkpoint where it is another.
+    `settings` is [train.checkpoint]. Where there is a file `start`, what adapters began from, each checkpoint has it
+    too, and so says all of the weights. After `load`, `loaded_from` is the layout of the checkpoint where it is another.
     """
 
     asynchronous = False
 
     def __init__(
-        self, folder: Path, engine: Engine, settings: Mapping[str, Any], *, layout: str, data: str, divisible: bool
+        self, folder: Path, engine: Engine, settings: Mapping[str, Any], *, layout: str, data: str, start: Path
     ) -> None:
         self.folder = folder
         self.layout = layout
         self.loaded_from = ""
         self._engine = engine
         self._data = data
-        self._divisible = divisible  # whether another number of ranks can load it
+        self._divisible = engine.divisible
+        self._start = start
         self._keep_last = int(settings["keep_last"])
         self._keep_best = int(settings.get("keep_best", 0))
         self._with_optimizer = bool(settings.get("save_optimizer", True))
@@ -72,6 +74,8 @@ class Checkpoints:
         try:
             self._engine.save(part, optimizer=self._with_optimizer)
             torch.save(_random_state(), part / f"random-{dist.get_rank()}.pt")
+            if dist.get_rank() == 0 and self._start.exists():
+                shutil.copyfile(self._start, part / self._start.name)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
@@ -94,11 +98,13 @@ class Checkpoints:
         dist.barrier()
         written = listed(path for path in part.rglob("*") if path.is_file())
         digests = hash_files(written)
-        files: dict[str, dict[str, Any]] = {
-            str(path.relative_to(part)): {"sha256": digest, "bytes": path.stat().st_size}
-            for path, digest in zip(written, digests, strict=True)
-        }
-        if dist.get_rank() == 0:
+        size = 0
+        if dist.get_rank() == 0:  # alone: it also takes the folder's name away
+            files: dict[str, dict[str, Any]] = {
+                str(path.relative_to(part)): {"sha256": digest, "bytes": path.stat().st_size}
+                for path, digest in zip(written, digests, strict=True)
+            }
+            size = sum(int(facts["bytes"]) for facts in files.values())
             write_json(part / MANIFEST, {**manifest, "files": files})
             if final.exists():  # of the same step, but it did not verify
                 shutil.rmtree(final)
@@ -107,7 +113,6 @@ class Checkpoints:
                 shutil.rmtree(old)
         dist.barrier()
         seconds = time.monotonic() - started
-        size = sum(int(facts["bytes"]) for facts in files.values())
         return Saved(int(manifest["progress"]["step"]), final, seconds, seconds, size)
 
     def load(self) -> Progress | None:

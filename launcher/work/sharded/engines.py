@@ -20,6 +20,7 @@ from launcher.work.sharded.model import number_format
 from launcher.work.sharded.optimizer import PLAIN, make_optimizer
 
 STATE = "state.pt"
+ZERO = "zero"  # the folder of DeepSpeed's files
 
 
 class Engine(Protocol):
@@ -213,10 +214,10 @@ class DeepSpeed:
 
     def save(self, folder: Path, *, optimizer: bool) -> None:
         # without the optimizer it still holds the fp32 weights that its states belong to
-        self.module.save_checkpoint(str(folder), tag="zero", exclude_frozen_parameters=True, save_latest=False)
+        self.module.save_checkpoint(str(folder), tag=ZERO, exclude_frozen_parameters=True, save_latest=False)
 
     def load(self, folder: Path, *, optimizer: bool) -> None:
-        self.module.load_checkpoint(str(folder), tag="zero", load_module_strict=False, load_optimizer_states=optimizer)
+        self.module.load_checkpoint(str(folder), tag=ZERO, load_module_strict=False, load_optimizer_states=optimizer)
 
     def weights(self) -> dict[str, Any]:
         import deepspeed
@@ -240,7 +241,26 @@ class DeepSpeed:
         copy, *_ = deepspeed.initialize(
             model=model, config={**config, "zero_optimization": zero}, dist_init_required=False
         )
-        return copy.eval()
+        copy.eval()
+        return copy
+
+
+def saved_weights(model: Any, train: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What was trained, whole, from a checkpoint's folder; `model` says what that is. One rank."""
+    wanted = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if train["engine"] == "deepspeed":
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        found = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=ZERO, exclude_frozen_parameters=True)
+        return {name: found[name] for name in wanted}
+    if train["optimizer"] not in PLAIN:
+        found = torch.load(folder / STATE, map_location="cpu", weights_only=False)["model"]
+        return {name: found[name] for name in wanted}
+    import torch.distributed.checkpoint as dcp
+
+    state = {"model": {name: torch.empty_like(weight, device="cpu") for name, weight in wanted.items()}}
+    dcp.load(state, checkpoint_id=folder)
+    return state["model"]
 
 
 def prepare() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+FILE = "pissa.safetensors"  # in the folder of the train stage
 _START = "pissa_start"
 
 

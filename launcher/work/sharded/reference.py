@@ -11,7 +11,7 @@ from launcher.work.context import Context
 from launcher.work.megatron.objective import Preference
 from launcher.work.megatron.pairs import Pair, PairBatches
 from launcher.work.megatron.reference import FROZEN_COPY, PRECOMPUTED, Reference
-from launcher.work.sharded.engines import Engine
+from launcher.work.sharded.engines import Engine, loading
 from launcher.work.sharded.model import frozen
 from launcher.work.sharded.passes import log_probabilities
 
@@ -54,7 +54,9 @@ def preference(context: Context, engine: Engine, batches: PairBatches, *, data: 
     kind = settings.get("reference") or ""
     copy = None
     if kind == FROZEN_COPY:
-        copy = engine.frozen(frozen(Path(context.options["model"]["path"]), train))
+        with loading(train, micro_batches=batches.micro_batches):
+            model = frozen(Path(context.options["model"]["path"]), train)
+        copy = engine.frozen(model)
     reference = ShardedReference(engine, batches, kind=kind, copy=copy)
     if kind == PRECOMPUTED:
         file = context.files.reference(context.stage.name)

@@ -40,8 +40,9 @@ def run(context: Context) -> None:
 
     with engines.loading(train, micro_batches=batches.micro_batches):
         model = build(base, train)
+    start = context.files.stage(context.stage.name) / pissa.FILE
     if train["tuner"] == "pissa":
-        pissa.begin(model, context.files.stage(context.stage.name) / "pissa.safetensors")
+        pissa.begin(model, start)
     engine = engines.start(model, train, micro_batches=batches.micro_batches)
     checkpoints = Checkpoints(
         context.files.checkpoints(context.stage.name),
@@ -49,7 +50,7 @@ def run(context: Context) -> None:
         train["checkpoint"],
         layout=engines.layout(train, context.world_size),
         data=fed.data_sha256,
-        divisible=engine.divisible,
+        start=start,
     )
     objective: Any
     if isinstance(batches, PairBatches):
