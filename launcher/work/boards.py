@@ -34,10 +34,10 @@ class Board(Protocol):
 
     name: str
 
-    def open(self, resumed: int) -> int:
-        """Begin, or go on with what is there; `resumed` is the last step that training will not do again.
+    def open(self) -> int:
+        """Begin, or go on with what is there; returns the last step that is not to be written again.
 
-        Returns the last step that is not to be written again. May be called again after a failure.
+        May be called again after a failure.
         """
 
     def place(self) -> str:
@@ -53,7 +53,7 @@ class Board(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run's folder. Steps of a lost attempt are hidden by a mark that TensorBoard knows."""
+    """Event files in the run's folder, which each attempt writes anew: a killed one may have left them incomplete."""
 
     name = "tensorboard"
 
@@ -61,11 +61,13 @@ class TensorBoard:
         self._folder = context.files.tensorboard
         self._writer: Any = None
 
-    def open(self, resumed: int) -> int:
+    def open(self) -> int:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self._folder), purge_step=resumed + 1)
-        return resumed
+        for file in self._folder.glob("events.out.tfevents.*"):
+            file.unlink()
+        self._writer = SummaryWriter(str(self._folder))
+        return 0
 
     def place(self) -> str:
         return str(self._folder)
@@ -95,8 +97,10 @@ class WeightsAndBiases:
         self._tracking: Mapping[str, Any] = context.options["tracking"]
         self._run: Any = None
 
-    def open(self, resumed: int) -> int:
+    def open(self) -> int:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
         if self._tracking.get("wandb_mode") == "online":
             try:
                 self._start("online")
@@ -105,6 +109,7 @@ class WeightsAndBiases:
                 print(
                     f"warning: tracking: wandb does not answer, going on offline: {error}", file=sys.stderr, flush=True
                 )
+                wandb.teardown()  # its helper process believes that this run is still going on
         for folder in self._context.files.wandb.glob(f"offline-run-*-{self._id}"):
             shutil.rmtree(folder)
         self._start("offline")
@@ -171,7 +176,7 @@ class MLflow:
         self._run_id = ""
         self._waiting: list[Any] = []
 
-    def open(self, resumed: int) -> int:
+    def open(self) -> int:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder is all that compute nodes share
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")

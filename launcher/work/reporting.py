@@ -15,11 +15,11 @@ from launcher.errors import WorkerError
 from launcher.record import read_events
 from launcher.work.context import Context
 from launcher.work.meter import Meter
-from launcher.work.spikes import LOSS, Spikes, named
+from launcher.work.spikes import LOSS, NORM, WINDOW, Spikes, named
 from launcher.work.tracking import Tracking
 
 STOP = "stop"
-_NAMES = {LOSS: "loss", "grad_norm": "gradient's norm"}
+_NAMES = {LOSS: "loss", NORM: "gradient's norm"}
 
 
 class Reports:
@@ -31,7 +31,10 @@ class Reports:
         self._tracking = Tracking(context, resumed)
         self._spikes = Spikes(float(train.get("spike_factor", 0.0)), clip=float(train.get("gradient_clip", 0.0)))
         self._stop = train.get("on_spike") == STOP
-        self._accepted = _stopped_at(context)
+        earlier, self._accepted = _earlier(context, resumed)
+        for figure, values in earlier.items():
+            for value in values:
+                self._spikes.look(figure, value)
         self._mfu_seconds = self._seconds = 0.0
         self._spiked = 0
         self._peak: float | None = None
@@ -119,13 +122,17 @@ class Reports:
             self._context.event("spike", step=step, figure=figure, value=value, samples=list(ids), **more)
 
 
-def _stopped_at(context: Context) -> set[int]:
-    """Steps at which earlier attempts stopped for a spike; the same on every rank."""
-    found: list[Any] = [[]]
-    if context.is_main:
-        events = read_events(context.files.events, stage=context.stage.name, edge_bytes=64 * 1024)
-        spikes = [event for event in events if event["kind"] == "spike" and event["attempt"] < context.attempt]
-        found = [[int(event["step"]) for event in spikes if event.get("stops")]]
+def _earlier(context: Context, resumed: int) -> tuple[dict[str, list[float]], set[int]]:
+    """From earlier attempts, the same on every rank: losses and norms of the steps before this attempt begins, and the
+    steps at which one has stopped for a spike."""
+    found: list[Any] = [{}, []]
+    if context.is_main and context.attempt > 1:
+        events = read_events(context.files.events, stage=context.stage.name, edge_bytes=128 * 1024)
+        events = [event for event in events if event["attempt"] < context.attempt]
+        steps = {int(event["step"]): event for event in events if event["kind"] == "step" and event["step"] <= resumed}
+        newest = [steps[step] for step in sorted(steps)[-WINDOW:]]
+        usual = {name: [event[name] for event in newest if event.get(name) is not None] for name in (LOSS, NORM)}
+        found = [usual, [int(event["step"]) for event in events if event["kind"] == "spike" and event.get("stops")]]
     if dist.is_initialized():
         dist.broadcast_object_list(found, src=0)
-    return set(found[0])
+    return found[0], set(found[1])

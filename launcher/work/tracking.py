@@ -73,7 +73,7 @@ class Tracking:
 
     def _write(self) -> None:
         for trail in self._trails:
-            trail.catch_up(self._resumed, self._earlier())
+            trail.catch_up(self._earlier())
         while (point := self._points.get()) is not None:
             for trail in self._trails:
                 trail.write(point)
@@ -81,7 +81,7 @@ class Tracking:
                     trail.flush()
         for trail in self._trails:
             if trail.lost:  # once more
-                trail.catch_up(self._resumed, self._earlier(and_now=True))
+                trail.catch_up(self._earlier(and_now=True))
             trail.close(self._outcome)
 
     def _earlier(self, *, and_now: bool = False) -> Iterator[Point]:
@@ -103,11 +103,11 @@ class _Trail:
         self._last = 0
         self.lost = False
 
-    def catch_up(self, resumed: int, points: Iterator[Point]) -> None:
+    def catch_up(self, points: Iterator[Point]) -> None:
         """Begin, with the points that are missing there."""
 
         def work() -> None:
-            self._last = self._board.open(resumed)
+            self._last = self._board.open()
             self._context.event("tracking", tracker=self._board.name, place=self._board.place())
             for point in points:
                 if point.step > self._last:

@@ -30,7 +30,7 @@ class Kept:
         self.opened = 0
         self.breaks_at: int | None = None
 
-    def open(self, resumed: int) -> int:
+    def open(self) -> int:
         self.opened += 1
         return max((point.step for point in self.points), default=0)
 
