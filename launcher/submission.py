@@ -52,6 +52,7 @@ _SNAPSHOT = (
     "states.py",
     "plan.py",
     "topology.py",
+    "families.py",
     "rundir.py",
     "record.py",
     "failures.py",

@@ -56,10 +56,13 @@ def list_models(site_name: str = "", as_json: bool = False) -> None:
     from launcher.view.tables import show_rows
 
     rows = [
-        [model["name"], show_count(model["parameters"]), model["architecture"], model["licence"], model["path"] or "-"]
+        [
+            *(model["name"], show_count(model["parameters"]), model["architecture"]),
+            *(", ".join(model["engines"]), model["licence"], model["path"] or "-"),
+        ]
         for model in found
     ]
-    show_rows(["model", "parameters", "architecture", "licence", "here"], rows, data_console())
+    show_rows(["model", "parameters", "architecture", "trained by", "licence", "here"], rows, data_console())
 
 
 @command.command(name="show")
@@ -82,7 +85,8 @@ def show(name: str, site_name: str, as_json: bool) -> None:
     width = max(len(key) for key in model)
     for key, value in model.items():
         if value not in ("", None):
-            click.echo(f"{key.replace('_', ' ').ljust(width)}  {value}")
+            shown = ", ".join(value) if isinstance(value, list) else value
+            click.echo(f"{key.replace('_', ' ').ljust(width)}  {shown}")
 
 
 @command.command(name="fetch")
@@ -122,4 +126,6 @@ def _find(site: Site, name: str) -> FoundModel:
 
 
 def _facts(found: FoundModel) -> dict[str, Any]:
-    return {**asdict(found.facts), "path": str(found.path) if found.path else None, "source": found.source}
+    engines = list(found.facts.engines)
+    path = str(found.path) if found.path else None
+    return {**asdict(found.facts), "engines": engines, "path": path, "source": found.source}

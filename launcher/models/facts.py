@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.errors import Fault, InputError
+from launcher.families import linear_layers, refusal
 from launcher.topology import ModelShape
 
 
@@ -32,6 +33,8 @@ class ModelFacts:
     max_positions: int  # tokens
     parameters: int
     active_parameters: int  # that a token meets
+    compressed_queries: bool = False  # multi-head latent attention whose queries go through a narrow matrix too
+    megatron_refusal: str = ""  # why Megatron-core does not train it here
     hf_id: str = ""
     licence: str = ""
     package: str = ""  # "name==version" on PyPI, for models that come as a Python package
@@ -50,15 +53,18 @@ class ModelFacts:
 
     @property
     def megatron(self) -> bool:
-        """Whether mcore-bridge 1.6 converts this architecture to Megatron-core and back."""
-        return self.architecture in _MEGATRON
+        """Whether Megatron-core trains it here."""
+        return not self.megatron_refusal
 
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines that train it; the small ones take whatever transformers does."""
+        return (*(("megatron",) if self.megatron else ()), "deepspeed", "fsdp")
 
-# mcore-bridge 1.6.5, model/gpts: those of its model types that are counted here
-_MEGATRON = frozenset(
-    {"llama", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "kimi_k2"}
-    | {"glm4", "glm4_moe", "gpt_oss"}
-)
+    @property
+    def linear_layers(self) -> dict[str, tuple[str, ...]]:
+        """Its layers that can take an adapter on Megatron-core, and the Hugging Face layers that each holds."""
+        return linear_layers(self.architecture, compressed_queries=self.compressed_queries)
 
 
 @dataclass(frozen=True)
@@ -192,6 +198,8 @@ def from_config(
         max_positions=positions,
         parameters=parameters,
         active_parameters=parameters - sparse * (experts - per_token) * expert,
+        compressed_queries=family.latent and read.size("q_lora_rank", 0) > 0,
+        megatron_refusal=refusal(config),
         hf_id=hf_id,
         licence=licence,
         package=package,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from launcher.errors import Fault
 from launcher.models import ModelFacts
 from launcher.plan import Resources
+from launcher.planner.families import family_faults, family_warnings
 from launcher.recipe import Recipe
 from launcher.recipe.training import SHARDED, Train
 from launcher.topology import Layout, layout_faults
@@ -56,9 +57,7 @@ def engine_faults(recipe: Recipe, facts: ModelFacts, need: Resources) -> Iterato
     if train.engine in SHARDED:
         yield from _sharded_faults(train, need)
         return
-    if not facts.megatron:
-        message = f"Megatron-core does not train {facts.architecture} models here"
-        yield Fault("model", message, 'choose a Llama, Qwen or GLM model (swiftlaunch models), or engine = "fsdp"')
+    yield from family_faults(train, facts)
     yield from layout_faults(
         layout_of(recipe),
         facts.shape,
@@ -100,7 +99,10 @@ def _sharded_faults(train: Train, need: Resources) -> Iterator[Fault]:
 def engine_warnings(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     """What the engine will do otherwise than one may think."""
     train = recipe.train
-    if train is None or train.engine not in SHARDED:
+    if train is None:
+        return
+    if train.engine not in SHARDED:
+        yield from family_warnings(train, facts)
         return
     if facts.experts and train.tuner != "full":
         yield f"train.tuner: experts get no adapters with {train.engine}, since PEFT adapts linear layers alone"

@@ -15,6 +15,7 @@ from .conftest import ADAPTERS, DATA, GPUS, LOCAL, TRAIN, Planned
 pytestmark = pytest.mark.unit
 
 SFT = DATA + TRAIN
+LORA = 'tuner = "lora"\n'
 V100 = dataclasses.replace(GPUS, node=dataclasses.replace(GPUS.node, gpu_type="v100"))
 NO_GPTQ = dataclasses.replace(
     LOCAL, environments={role: place for role, place in LOCAL.environments.items() if role != "gptq"}
@@ -155,8 +156,23 @@ def test_weights_that_are_not_there(planned: Planned) -> None:
 
 
 def test_an_architecture_that_megatron_does_not_train(planned: Planned) -> None:
-    (fault,) = faults(planned, SFT, site=GPUS, model="mistral-7b-instruct-v0.3")
-    assert fault.message == "Megatron-core does not train mistral models here"
+    (fault,) = faults(planned, SFT, site=GPUS, model="gemma-2-9b-it")
+    assert fault.message == "Megatron-core does not train gemma2 models here"
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "where", "message"),
+    [
+        ("qwen3-8b", LORA + 'lora.target_modules = ["lm_head"]', "train.lora.target_modules", "not linear layers"),
+        ("qwen3-8b", LORA + 'lora.target_modules = ["q_proj"]', "train.lora.target_modules", "q_proj, k_proj, v_proj are"),
+        ("qwen3-30b-a3b", LORA + "layout.expert_tensor = 2", "train.layout.expert_tensor", "adapters of experts are not"),
+        ("gpt-oss-20b", LORA + "layout.context = 2", "train.layout.context", "attention with sinks"),
+        ("gpt-oss-20b", LORA + "packing = true", "train.packing", "attention with sinks"),
+    ],
+)
+def test_what_a_family_cannot(planned: Planned, model: str, text: str, where: str, message: str) -> None:
+    found = faults(planned, SFT + text, site=GPUS, model=model)
+    assert [fault for fault in found if fault.where == where and fault.message.startswith(message) and fault.hint], found
 
 
 def test_an_environment_without_a_lock_file(planned: Planned) -> None:

@@ -14,7 +14,6 @@ from launcher.errors import WorkerError
 from launcher.work.corpus import tokenise
 from launcher.work.data import Problem
 from launcher.work.megatron import process
-from launcher.work.megatron.adapters import target_layers
 from launcher.work.megatron.batches import Batches, PackedBatches, order
 from launcher.work.megatron.optimizer import learning_rate
 from launcher.work.packing import pack
@@ -36,7 +35,6 @@ def main(model: str) -> None:
     replicas_share_the_packs_of_a_step()
     context_ranks_hold_a_part_of_every_sample()
     rates_follow_their_schedules()
-    fused_layers_are_named_whole()
 
 
 def answers_alone_are_trained(tokenizer: Any) -> None:
@@ -179,13 +177,6 @@ def rates_follow_their_schedules() -> None:
     assert rates("cosine")[2] == 1.0
     assert rates("cosine")[6] == 0.55
     assert learning_rate({"learning_rate": 1.0, "schedule": "cosine"}, 0, 1) == 1.0
-
-
-def fused_layers_are_named_whole() -> None:
-    assert target_layers(["all-linear"]) == ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
-    assert target_layers(["v_proj", "q_proj", "k_proj", "down_proj"]) == ["linear_qkv", "linear_fc2"]
-    refused(lambda: target_layers(["q_proj", "v_proj"]), "one adapter")
-    refused(lambda: target_layers(["lm_head"]), "unknown layers: lm_head")
 
 
 def refused(call: Callable[[], object], message: str) -> None:

@@ -148,7 +148,7 @@ def finish_together(runs: list[Run], seconds: float = 600, program: str = "sever
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny random model: llama (tied embeddings), qwen3 (norms of queries), moe, glm (4 experts)."""
+    """The folder of a tiny random model; the kinds are make_model.py's."""
     made: dict[str, Path] = {}
 
     def make(kind: str) -> Path:

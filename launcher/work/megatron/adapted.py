@@ -53,6 +53,10 @@ class AdaptedLinear(LoraParallelLinear):  # type: ignore[misc]
             lora_dropout=config.lora_dropout,
             use_rslora=config.use_rslora,
         )
+        weight = getattr(base_layer, "weight", None)
+        self.is_whole = getattr(weight, "tensor_model_parallel", None) is False  # on every tensor-parallel rank
+        if self.is_whole:
+            self.tp_size = 1
 
     def add_magnitude(self) -> None:
         """Train the lengths of the rows apart, starting from what they are."""
@@ -137,7 +141,7 @@ class Magnitude(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.by_expert = layer.is_grouped
         self.split_inputs = layer.is_parallel_a and layer.tp_size > 1 and not layer.is_expert
-        self.split_outputs = not layer.is_parallel_a and not layer.is_expert
+        self.split_outputs = not (layer.is_parallel_a or layer.is_expert or layer.is_whole)
         with torch.no_grad():
             self.base_squares = [self._whole(base.float().square().sum(dim=1)) for base in layer.base_weights()]
         for index, squares in enumerate(self.base_squares):

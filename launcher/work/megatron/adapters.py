@@ -10,19 +10,11 @@ from typing import Any
 
 import torch
 
-from launcher.errors import WorkerError
-
-# Megatron-core's fused linear layers and the Hugging Face layers that each holds
-LINEAR_LAYERS = {
-    "linear_qkv": {"q_proj", "k_proj", "v_proj"},
-    "linear_proj": {"o_proj"},
-    "linear_fc1": {"gate_proj", "up_proj"},
-    "linear_fc2": {"down_proj"},
-}
+from launcher.families import target_layers
 
 
-def adapt(chunk: Any, train: Mapping[str, Any]) -> Any:
-    """Put adapters into one chunk, whose weights are loaded, so that training starts at the base model.
+def adapt(chunk: Any, train: Mapping[str, Any], known: Mapping[str, Sequence[str]]) -> Any:
+    """Put adapters on layers `known` of one chunk, whose weights are loaded, so that training starts at the base model.
 
     A is random by name and B zero; DoRA's magnitudes are the norms of the rows. PiSSA starts from principal parts.
     """
@@ -31,7 +23,7 @@ def adapt(chunk: Any, train: Mapping[str, Any]) -> Any:
     from launcher.work.megatron.adapted import AdaptedLinear, adaptable
 
     lora = train["lora"]
-    layers = "|".join(target_layers(lora.get("target_modules") or ["all-linear"]))
+    layers = "|".join(target_layers(lora.get("target_modules") or ["all-linear"], known))
     # no task_type: PEFT would then expect a transformers model
     config = LoraConfig(
         r=lora["rank"],
@@ -62,31 +54,6 @@ def adapted_layers(chunk: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def target_layers(names: Sequence[str]) -> list[str]:
-    """Megatron-core's layers for `lora.target_modules`. Raises WorkerError where a fused layer is named in part."""
-    wanted = set(names)
-    if "all-linear" in wanted:
-        return list(LINEAR_LAYERS)
-    chosen = []
-    for layer, parts in LINEAR_LAYERS.items():
-        if layer in wanted or parts <= wanted:
-            chosen.append(layer)
-        elif parts & wanted:
-            raise WorkerError(
-                f"{', '.join(sorted(parts))} are one matrix in Megatron-core and take one adapter",
-                where="train.lora.target_modules",
-                hint="name all of them, or none",
-            )
-        wanted -= parts | {layer}
-    if wanted:
-        raise WorkerError(
-            f"unknown layers: {', '.join(sorted(wanted))}",
-            where="train.lora.target_modules",
-            hint="all-linear, or " + ", ".join(sorted(part for parts in LINEAR_LAYERS.values() for part in parts)),
-        )
-    return chosen
-
-
 def _initialise(layer: Any, key: str, *, seed: int) -> None:
     """Fill A from a generator of its own: the same values in every layout, each rank taking its slice."""
     from megatron.core import parallel_state
@@ -94,8 +61,10 @@ def _initialise(layer: Any, key: str, *, seed: int) -> None:
     if not layer.is_expert:
         # These are whole on every tensor-parallel rank, but Transformer Engine marks all weights as split, and the
         # gradient norm would count them once per rank.
-        whole = layer.lora_B["default"] if layer.is_parallel_a else layer.lora_A["default"]
-        whole.weight.tensor_model_parallel = False
+        one = layer.lora_B if layer.is_parallel_a else layer.lora_A
+        factors = (layer.lora_A, layer.lora_B) if layer.is_whole else (one,)
+        for factor in factors:
+            factor["default"].weight.tensor_model_parallel = False
     adapter = layer.lora_A["default"]
     for suffix, weight in adapter.named_parameters():
         expert = ""

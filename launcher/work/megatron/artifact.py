@@ -30,7 +30,8 @@ def save_artifact(model: Model, folder: Path, train: Mapping[str, Any], *, base:
     if adapted:
         _save_adapter(model, part, magnitudes=train["tuner"] == "dora")
     else:
-        model.bridge.save_weights(list(model.bare), str(part))
+        # with what transformers leaves out too, such as the layers that predict further tokens
+        model.bridge.save_weights(list(model.bare), str(part), save_missing_weights=not model.scores)
     if adapted and model.scores:
         _add_head(model, part)
     if dist.get_rank() == 0:

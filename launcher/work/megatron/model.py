@@ -10,9 +10,12 @@ from typing import Any
 import torch
 
 from launcher.errors import WorkerError
+from launcher.families import linear_layers, refusal
+from launcher.record import read_json
 from launcher.topology import Layout
 from launcher.work.megatron import base_weights
 from launcher.work.megatron.adapters import adapt
+from launcher.work.megatron.mends import family_settings, mend_export, mend_model
 
 
 class Model:
@@ -36,12 +39,14 @@ class Model:
 
 
 def build(path: Path, train: Mapping[str, Any], layout: Layout) -> Model:
-    """Build this rank's part of the model and load its weights. Raises WorkerError for unknown architectures."""
+    """Build this rank's part of the model and load its weights. Raises WorkerError for models it cannot be true to."""
     from mcore_bridge import ModelConfig, get_mcore_model, hf_to_mcore_config
     from transformers import AutoConfig
 
+    if reason := refusal(read_json(path / "config.json") or {}):
+        raise WorkerError(reason, where="model", hint="choose another model, or another release of it")
     found = AutoConfig.from_pretrained(path)
-    settings = hf_to_mcore_config(found)
+    settings = hf_to_mcore_config(found) | family_settings(found.model_type)
     settings.update(_settings(train, layout))
     scores = train["method"] == "rm"
     if scores:
@@ -51,11 +56,14 @@ def build(path: Path, train: Mapping[str, Any], layout: Layout) -> Model:
         config = ModelConfig(**settings)
     except (ValueError, AssertionError, TypeError) as error:
         raise WorkerError(f"Megatron-core refuses this model or layout: {error}", where="train.layout") from error
+    mend_export(config.bridge, found.model_type)
     bare = get_mcore_model(config)
     for chunk in bare:
         _mark_split_weights(chunk)
+        mend_model(chunk, found.model_type)
     base_weights.load(config.bridge, bare, path, scores=scores)
-    adapted = bare if train["tuner"] == "full" else [adapt(chunk, train) for chunk in bare]
+    layers = linear_layers(found.model_type, compressed_queries=bool(getattr(found, "q_lora_rank", None)))
+    adapted = bare if train["tuner"] == "full" else [adapt(chunk, train, layers) for chunk in bare]
     if scores:
         for chunk in bare:
             _initialise_head(chunk, seed=train["seed"], deviation=found.initializer_range)
@@ -185,10 +193,10 @@ def _initialise_head(chunk: Any, *, seed: int, deviation: float) -> None:
 
 
 def _mark_split_weights(chunk: Any) -> None:
-    """Mark embedding and output weights as split over tensor-parallel ranks.
+    """Mark embedding and output weights, and attention sinks, as split over tensor-parallel ranks.
 
-    Megatron-core does it while it initialises weights, which is skipped for weights that are loaded; unmarked, all
-    ranks but the first would drop out of the gradient norm.
+    Megatron-core does it while it initialises weights, which is skipped for weights that are loaded, and never for
+    sinks; unmarked, all ranks but the first would drop out of the gradient norm.
     """
     from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding
     from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
@@ -198,3 +206,6 @@ def _mark_split_weights(chunk: Any) -> None:
             weight = module.weight
             if weight is not None and not hasattr(weight, "tensor_model_parallel"):
                 set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=0, stride=1)
+        sinks = getattr(module, "softmax_offset", None)
+        if sinks is not None:
+            set_tensor_model_parallel_attributes(sinks, is_parallel=True, dim=0, stride=1)

@@ -29,7 +29,7 @@ from launcher.work.megatron.te_cpu.linear import (
     TransformerEngineBaseModule,
 )
 
-VERSION = "2.6.0"  # the release whose interface is followed; Megatron-core chooses its calls by it
+VERSION = "2.8.0"  # the release whose interface is followed; Megatron-core chooses its calls by it
 
 
 def install() -> None:
@@ -67,6 +67,7 @@ def install() -> None:
     _module("pytorch.utils", SplitAlongDim=SplitAlongDim)
     _module("pytorch.attention", _SplitAlongDim=SplitAlongDim, apply_rotary_pos_emb=no_fused_rope)
     _module("pytorch.attention.rope", apply_rotary_pos_emb=no_fused_rope)
+    _module("pytorch.router", **dict.fromkeys(_FUSED_ROUTING, no_fused_routing))
     _module("pytorch.ops", Sequential=nn.Sequential, FusibleOperation=nn.Module)
     _module("pytorch.float8_tensor", Float8Tensor=type("Float8Tensor", (torch.Tensor,), {}))
     _module("pytorch.tensor", QuantizedTensor=type("QuantizedTensor", (torch.Tensor,), {}))
@@ -79,6 +80,8 @@ _RECIPES = (
     "MXFP8BlockScaling",
     "NVFP4BlockScaling",
 )
+
+_FUSED_ROUTING = ("fused_compute_score_for_moe_aux_loss", "fused_moe_aux_loss", "fused_topk_with_score_function")
 
 
 class Recipe:
@@ -154,6 +157,10 @@ def no_fused_rope(*_: object, **__: object) -> None:
     raise NotImplementedError(
         "fused rotary embeddings need CUDA; the model configuration has apply_rope_fusion = False"
     )
+
+
+def no_fused_routing(*_: object, **__: object) -> None:
+    raise NotImplementedError("fused routing needs CUDA; the model configuration has moe_router_fusion = False")
 
 
 def checkpoint(function: Any, *args: Any, **kwargs: Any) -> Any:

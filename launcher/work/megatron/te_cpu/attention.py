@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
 
 from launcher.work.megatron.sequences import held_positions
 from launcher.work.megatron.te_cpu.linear import TransformerEngineBaseModule, group_size
@@ -36,7 +37,11 @@ class _Gathered(torch.autograd.Function):  # type: ignore[misc]
 
 
 class DotProductAttention(TransformerEngineBaseModule):
-    """softmax(Q K^T * scale) V for [sequence, batch, heads, channels]; K and V may have fewer heads."""
+    """softmax(Q K^T * scale) V for [sequence, batch, heads, channels]; K and V may have fewer heads.
+
+    With a learnable softmax every head has one more score, its sink (`softmax_offset`, [heads of this rank]), that
+    takes its share of the weights and adds nothing.
+    """
 
     def __init__(
         self,
@@ -48,11 +53,15 @@ class DotProductAttention(TransformerEngineBaseModule):
         softmax_scale: float | None = None,
         window_size: tuple[int, int] | None = None,
         softmax_type: str = "vanilla",
+        tp_size: int = 1,
         **_: object,
     ) -> None:
         super().__init__()
-        if softmax_type != "vanilla":
+        if softmax_type not in ("vanilla", "learnable"):
             raise NotImplementedError(f"softmax {softmax_type!r} needs the real Transformer Engine")
+        self.softmax_offset = (
+            nn.Parameter(torch.empty(num_attention_heads // tp_size)) if softmax_type == "learnable" else None
+        )
         channels = kv_channels if isinstance(kv_channels, int) else kv_channels[0]
         self.scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(channels)
         self.dropout = attention_dropout
@@ -91,7 +100,7 @@ class DotProductAttention(TransformerEngineBaseModule):
             own = torch.arange(length) + key.shape[0] - length
         mask = None
         windowed = self.window_size is not None and self.window_size[0] >= 0
-        if causal and (ranks > 1 or windowed or key.shape[0] != length):
+        if causal and (ranks > 1 or windowed or key.shape[0] != length or self.softmax_offset is not None):
             every = torch.arange(key.shape[0])
             mask = own[:, None] >= every[None]
             if windowed and self.window_size is not None:
@@ -101,13 +110,8 @@ class DotProductAttention(TransformerEngineBaseModule):
         repeats = query.shape[2] // key.shape[2]
         if repeats > 1:
             key, value = key.repeat_interleave(repeats, 2), value.repeat_interleave(repeats, 2)
-        out = F.scaled_dot_product_attention(
-            *(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)),
-            attn_mask=mask,
-            is_causal=causal and mask is None,
-            scale=self.scale,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        out = self._attend(query, key, value, mask, causal=causal)
         return out.permute(2, 0, 1, 3).reshape(length, batch, -1)
 
     def _packed(self, query: Any, key: Any, value: Any, bounds: list[int], kind: str) -> Any:
@@ -123,6 +127,8 @@ class DotProductAttention(TransformerEngineBaseModule):
         repeats = query.shape[1] // key.shape[1]
         if repeats > 1:
             key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+        tokens = query.shape[0]
+        query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
         parts = []
         for start, end in itertools.pairwise(bounds):
             own = slice(start // ranks, end // ranks)
@@ -130,14 +136,28 @@ class DotProductAttention(TransformerEngineBaseModule):
             mask = positions[own][:, None] >= every[None]
             if self.window_size is not None and self.window_size[0] >= 0:
                 mask &= every[None] >= positions[own][:, None] - self.window_size[0]
-            out = F.scaled_dot_product_attention(
-                *(part.transpose(0, 1) for part in (query[own], key[start:end], value[start:end])),
+            parts.append(self._attend(query[:, own], key[:, start:end], value[:, start:end], mask).transpose(0, 1))
+        return torch.cat(parts).reshape(tokens, -1)
+
+    def _attend(self, query: Any, key: Any, value: Any, mask: Any, *, causal: bool = False) -> Any:
+        """Attention of [..., heads, tokens, channels]; `causal` says what a missing mask means."""
+        dropout = self.dropout if self.training else 0.0
+        if self.softmax_offset is None:
+            return F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
                 attn_mask=mask,
+                is_causal=causal and mask is None,
                 scale=self.scale,
-                dropout_p=self.dropout if self.training else 0.0,
+                dropout_p=dropout,
             )
-            parts.append(out.transpose(0, 1))
-        return torch.cat(parts).reshape(query.shape[0], -1)
+        scores = (query @ key.transpose(-1, -2)).float() * self.scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        sinks = self.softmax_offset.float()[:, None, None].expand(*scores.shape[:-1], 1)
+        weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1].to(value.dtype)
+        return F.dropout(weights, dropout) @ value
 
     def _whole_row(self, own: Any, ends: list[int], ranks: int) -> Any:
         """Keys or values of all ranks, back in the order of the row."""

@@ -273,7 +273,7 @@ class GroupedLinear(_Sharded):
             bias = getattr(self, f"bias{index}") if self.apply_bias else None
             outs.append(F.linear(rows[start:end], getattr(self, f"weight{index}"), bias))
             start = end
-        out = torch.cat(outs).reshape(*tokens.shape[:-1], -1)
+        out = torch.cat(outs).reshape(*tokens.shape[:-1], self.out_features)
         if self.return_bias:
             return out, [getattr(self, f"bias{index}") for index in range(self.num_gemms)]
         return out
