@@ -164,15 +164,15 @@ def test_an_architecture_that_megatron_does_not_train(planned: Planned) -> None:
     ("model", "text", "where", "message"),
     [
         ("qwen3-8b", LORA + 'lora.target_modules = ["lm_head"]', "train.lora.target_modules", "not linear layers"),
-        ("qwen3-8b", LORA + 'lora.target_modules = ["q_proj"]', "train.lora.target_modules", "q_proj, k_proj, v_proj are"),
-        ("qwen3-30b-a3b", LORA + "layout.expert_tensor = 2", "train.layout.expert_tensor", "adapters of experts are not"),
+        ("qwen3-8b", LORA + 'lora.target_modules = ["q_proj"]', "train.lora.target_modules", "q_proj, k_proj, v"),
+        ("qwen3-30b-a3b", LORA + "layout.expert_tensor = 2", "train.layout.expert_tensor", "adapters of experts"),
         ("gpt-oss-20b", LORA + "layout.context = 2", "train.layout.context", "attention with sinks"),
         ("gpt-oss-20b", LORA + "packing = true", "train.packing", "attention with sinks"),
     ],
 )
 def test_what_a_family_cannot(planned: Planned, model: str, text: str, where: str, message: str) -> None:
-    found = faults(planned, SFT + text, site=GPUS, model=model)
-    assert [fault for fault in found if fault.where == where and fault.message.startswith(message) and fault.hint], found
+    found = [fault for fault in faults(planned, SFT + text, site=GPUS, model=model) if fault.where == where]
+    assert [fault for fault in found if fault.message.startswith(message) and fault.hint], found
 
 
 def test_an_environment_without_a_lock_file(planned: Planned) -> None:
