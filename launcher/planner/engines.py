@@ -27,7 +27,7 @@ _BUILT = {
         "optimizer": ("adamw", "adam", "sgd", "lion", "adamw_8bit", "galore_adamw", "apollo_adamw"),
     },
 }
-ROLES = {"megatron": "train", "deepspeed": "trl", "fsdp": "trl"}  # the environment of an engine
+ROLES = {"megatron": "train", "deepspeed": "sharded", "fsdp": "sharded"}  # the environment of an engine
 _DIVISIBLE = ("adamw", "adam", "sgd")  # optimizers whose kernels read weights that FSDP has divided
 
 

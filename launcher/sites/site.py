@@ -10,10 +10,10 @@ from pathlib import Path
 from launcher import plan
 from launcher.errors import UserError
 
-ROLES = ("train", "trl", "transformers", "gptq", "compressor", "vllm", "sglang")
+ROLES = ("train", "sharded", "transformers", "gptq", "compressor", "vllm", "sglang")
 IMPORTS = {  # what must import in the environment of a role
     "train": ("torch", "transformers", "megatron.core"),
-    "trl": ("torch", "transformers", "accelerate", "peft"),
+    "sharded": ("torch", "transformers", "accelerate", "peft"),
     "transformers": ("torch", "transformers"),
     "gptq": ("torch", "transformers", "gptqmodel"),
     "compressor": ("torch", "transformers", "llmcompressor"),

@@ -46,7 +46,7 @@ def faults(planned: Planned, text: str) -> list[Fault]:
 )
 def test_stages_have_the_environment_of_their_engine(planned: Planned, text: str, layout: str) -> None:
     plan = planned(SFT + text)
-    assert [plan.stage(name).environment.role for name in ("train", "export")] == ["trl", "trl"]
+    assert [plan.stage(name).environment.role for name in ("train", "export")] == ["sharded", "sharded"]
     assert plan.stage("train").layout == layout
 
 

@@ -169,7 +169,8 @@ BAD = {
     ),
     "role": (
         GOOD + '[environments]\ntorch = { kind = "locked" }\n',
-        "/tiny.toml:12: environments.torch | unknown role | known: train, trl, transformers, gptq, compressor, vllm, sglang",
+        "/tiny.toml:12: environments.torch | unknown role | "
+        "known: train, sharded, transformers, gptq, compressor, vllm, sglang",
     ),
     "kind": (
         GOOD + '[environments]\ntrain = { kind = "conda" }\n',

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch.distributed as dist
 
 from launcher.plan import from_json
 from launcher.work import ranks, train
-from launcher.work.context import from_environment
+from launcher.work.context import Requeue, from_environment
 
 
 def main(plans: list[str]) -> None:
     ranks.leave = dist.barrier
     for number, path in enumerate(plans):
         context = from_environment(from_json(Path(path).read_text()), "train", os.environ)
+        if "ENDS_IN" in os.environ:  # the job, in seconds
+            context.end_time = time.time() + float(os.environ["ENDS_IN"])
         try:
             train.run(context)
+        except Requeue as stop:
+            print(stop, flush=True)
         except BaseException:
             print(f"{path} failed", file=sys.stderr, flush=True)
             raise

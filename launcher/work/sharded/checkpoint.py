@@ -35,7 +35,7 @@ class Checkpoints:
     """The checkpoints of one stage. All methods are called by every rank together.
 
     `settings` is [train.checkpoint]. Where there is a file `start`, what adapters began from, each checkpoint has it
-    too, and so says all of the weights. After `load`, `loaded_from` is the layout of the checkpoint where it is another.
+    too, and so says all of the weights. After `load`, `loaded_from` is the checkpoint's layout where it is another.
     """
 
     asynchronous = False

@@ -1,0 +1,125 @@
+"""deepspeed and fsdp go on where they were stopped or killed, to the losses of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.plan import from_json
+from launcher.record import write_text
+
+from .conftest import Run
+from .sharded import finish, start
+from .test_sharded import FSDP, ZERO2, ZERO3, made
+
+pytestmark = pytest.mark.layout
+
+STEPS = 5
+LORA: dict[str, Any] = {"tuner": "lora", "learning_rate": 5e-3}
+DROPPING: dict[str, Any] = {**LORA, "lora": {"rank": 8, "alpha": 16, "dropout": 0.2, "target_modules": ["all-linear"]}}
+RUNS: dict[str, dict[str, Any]] = {
+    "fsdp": FSDP,
+    "fsdp-dropout": {**FSDP, **DROPPING},
+    "fsdp-pissa": {**FSDP, **LORA, "tuner": "pissa"},
+    "zero2": ZERO2,
+    "zero3-lora": {**ZERO3, **LORA},
+}
+
+
+def many(folder: Path, model: Path, ranks: int = 2) -> dict[str, Run]:
+    saving = {"every_steps": 1, "keep_last": 2, "save_optimizer": True}
+    return {
+        name: made(folder / name, model, ranks, {"steps": STEPS, "checkpoint": saving, **settings})
+        for name, settings in RUNS.items()
+    }
+
+
+def test_stopped_and_killed_runs_go_on(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    whole = many(tmp_path / "whole", tiny_model("llama"))
+    finish(list(whole.values()), "fsdp")
+    cut = many(tmp_path / "cut", tiny_model("llama"))
+    # the job would end before a second step were saved, so each run stops after its first one
+    finish(list(cut.values()), "fsdp", ends_in=60)
+    for name, run in cut.items():
+        assert len(run.losses()) == 1, name
+        assert not run.files.result("train").exists()
+
+    killed = made(
+        tmp_path / "killed",
+        tiny_model("llama"),
+        2,
+        {"steps": 400, "schedule": "constant", **_saving(5), **FSDP, **LORA},
+    )
+    attempt = start([killed], "fsdp")
+    killed.wait_for_step(12, attempt)
+    attempt.processes[1].send_signal(signal.SIGKILL)
+    time.sleep(1)
+    attempt.kill()
+    newest = sorted(killed.files.checkpoints("train").glob("step-*"))[-1]
+    weights = next(newest.glob("*.distcp"))
+    weights.write_bytes(weights.read_bytes()[:-7])  # as if the disk had lost its end
+    before = killed.losses()
+    _set_steps(killed, len(before))
+
+    finish([*cut.values(), killed], "fsdp", number=2)
+    for name, run in cut.items():
+        assert run.events("resumed")[-1]["step"] == 1, name
+        assert run.losses() == pytest.approx(whole[name].losses(), abs=1e-6), name
+        assert run.norms() == pytest.approx(whole[name].norms(), rel=1e-5), name
+        kept = sorted(path.name for path in run.files.checkpoints("train").iterdir())
+        assert kept == [f"step-{step:08d}" for step in (STEPS - 1, STEPS)]
+    resumed = killed.events("resumed")[-1]["step"]
+    assert resumed == int(newest.name.removeprefix("step-")) - 5, "the damaged one is passed over"
+    assert killed.losses() == pytest.approx(before, abs=1e-5)
+
+
+def test_fsdp_goes_on_with_fewer_ranks_and_zero_says_that_it_cannot(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    runs = {name: made(tmp_path / name, tiny_model("llama"), 2, {**_saving(1), **RUNS[name]}) for name in RUNS}
+    chosen = [runs["fsdp"], runs["fsdp-pissa"]]
+    finish([*chosen, runs["zero2"]], "fsdp", ends_in=60)
+    again = {name: _with_one_rank(runs[name]) for name in ("fsdp", "fsdp-pissa", "zero2")}
+    finish([again["fsdp"], again["fsdp-pissa"]], "fsdp", number=2)
+    whole = made(tmp_path / "whole", tiny_model("llama"), 1, {**_saving(1), **FSDP})
+    attempt = start([again["zero2"]], "fsdp", number=2)
+    finish([whole], "fsdp")
+    assert again["fsdp"].losses() == pytest.approx(whole.losses(), abs=1e-5)
+    (event,) = again["fsdp"].events("resharded")
+    assert (event["from"], event["to"]) == ("FSDP DP2", "FSDP DP1")
+    assert len(again["fsdp-pissa"].losses()) == 3
+    assert attempt.wait() == [1]
+    assert "this checkpoint cannot go from ZeRO-2 DP2 into ZeRO-2 DP1" in attempt.text()
+
+
+def test_a_loss_that_is_no_number_names_its_samples(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    wild = {"learning_rate": 10.0, "schedule": "constant", "warmup_steps": 0, "gradient_clip": 0.0, "steps": 80}
+    run = made(tmp_path / "wild", tiny_model("llama"), 2, {**wild, "optimizer": "sgd", **FSDP})
+    attempt = start([run], "fsdp")
+    assert 1 in attempt.wait()
+    assert "samples: chain_sum:7:" in attempt.text()
+
+
+def _saving(every: int) -> dict[str, Any]:
+    return {"checkpoint": {"every_steps": every, "keep_last": 3, "save_optimizer": True}}
+
+
+def _set_steps(run: Run, steps: int) -> None:
+    """End the run earlier; its learning rate is constant."""
+    plan = json.loads(run.files.plan.read_text())
+    plan["stages"][0]["options"]["train"]["steps"] = steps
+    write_text(run.files.plan, json.dumps(plan))
+
+
+def _with_one_rank(run: Run) -> Run:
+    plan = json.loads(run.files.plan.read_text())
+    plan["stages"][0]["resources"]["tasks_per_node"] = 1
+    write_text(run.files.plan, json.dumps(plan))
+    assert from_json(run.files.plan.read_text()).stage("train").resources.world_size == 1
+    return Run(run.files, 1)
