@@ -31,6 +31,10 @@ def mend_model(chunk: Any, architecture: str) -> None:
             # Whole on every tensor-parallel rank, but marked as split: the gradient norm would count it once per rank,
             # and an adapter's B would be another one on each.
             module.weight.tensor_model_parallel = False
+    for name, parameter in chunk.named_parameters() if architecture == "gpt_oss" else ():
+        if ".experts." in name and ".bias" in name:
+            # Marked as the experts' weights are, or the gradient norm would leave out those of all ranks but the first.
+            parameter.tensor_model_parallel = True
 
 
 def _glm4_mlp_state(mlp: Any, plain: Any, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> Any:
