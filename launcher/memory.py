@@ -176,12 +176,14 @@ def lora_parameters(facts: ModelFacts, rank: int, layout: Layout) -> int:
     """Adapter parameters of one rank, with an adapter on each linear layer: rank * (inputs + outputs).
 
     Megatron's linear layers are fused (Q with K and V, gate with up), each with one adapter. Of a divided layer one
-    of the two matrices is divided; that is left out here, so with TP this is an upper bound.
+    of the two matrices is divided; that is left out here, so with TP this is an upper bound. Latent attention is
+    counted like any other, which is somewhat more than its narrow layers have.
     """
     query, key_value = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
     attention = facts.layers * ((facts.hidden + query + 2 * key_value) + (query + facts.hidden))
     mlp = facts.dense_layers * (2 * facts.hidden + 3 * facts.intermediate)
-    if sparse := facts.layers - facts.dense_layers:
+    sparse = facts.layers - facts.dense_layers
+    if sparse and "linear_fc1" in facts.linear_layers:  # experts that can take adapters
         mlp += sparse * facts.experts // layout.expert * (2 * facts.hidden + 3 * facts.expert_intermediate)
         if facts.shared_intermediate:
             mlp += sparse * (2 * facts.hidden + 3 * facts.shared_intermediate)

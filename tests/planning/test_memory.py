@@ -60,6 +60,8 @@ def test_adapters_by_hand() -> None:
     # a layer: QKV 576 + 576 + 2*192, output 576 + 576, gate and up 576 + 3072, down 1536 + 576 -> 8448; rank 16
     assert memory.lora_parameters(SMOLLM2, 16, Layout()) == 16 * 30 * 8448
     assert memory.lora_parameters(SMOLLM2, 16, Layout(pipeline=2)) == 16 * 15 * 8448
+    gpt_oss = facts("gpt-oss-20b")  # whose experts take no adapters: 64 heads of queries, 8 of keys and values
+    assert memory.lora_parameters(gpt_oss, 16, Layout()) == 16 * 24 * (2880 + 80 * 64 + 64 * 64 + 2880)
 
 
 def test_activations_by_hand() -> None:
