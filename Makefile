@@ -11,7 +11,7 @@ TRL := $(HOME)/.cache/swiftlaunch/tests/trl-$(shell sha256sum tests/train/trl.tx
 FAULTS ?= 30
 CLUSTER ?= /tmp/swiftlaunch-cluster-$(shell id -un)
 
-.PHONY: check lint types fast demo test chaos bench engines cluster docs golden wheel clean
+.PHONY: check lint types fast demo test chaos equivalence bench engines cluster docs golden wheel clean
 check: lint types fast  ## lint, types and the fast tests, under a minute
 
 $(STAMP): pyproject.toml tests/requirements.txt
@@ -56,6 +56,10 @@ chaos: $(STAMP)  ## training on a real cluster while things break; SEED=7 FAULTS
 	@tests/system-packages.sh slurm
 	$(BIN)/swiftlaunch env sync --site local train
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --faults $(FAULTS)
+
+equivalence: $(STAMP)  ## every method, tuner, model and layout against one process; writes docs/equivalence.md
+	$(BIN)/swiftlaunch env sync --site local train
+	$(BIN)/python -m tests.train.write_equivalence
 
 bench: $(STAMP)  ## what a submission costs beside bare sbatch; writes docs/benchmarks.md
 	@tests/system-packages.sh slurm

@@ -19,7 +19,7 @@ from launcher.topology import Layout, ModelShape, layout_faults
 from .conftest import Run, finish_together, write_run
 
 STEPS, ROWS = 10, 20
-BATCH, MICRO_BATCH, LENGTH = 8, 2, 64
+BATCH, MICRO_BATCH, LENGTH = 4, 2, 64
 LOSS, NORM = 1e-4, 1e-3  # how far a step's loss (absolute) and gradient norm (relative) may be from one process's
 
 DENSE = ModelShape(layers=4, hidden=64, heads=4, kv_heads=2, vocabulary=104)
@@ -37,19 +37,21 @@ METHODS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "cpt": ("cpt", None),
     "sft": ("sft", None),
     "dpo": ("dpo", DPO),
-    "dpo precomputed": ("dpo", {**DPO, "reference": "precomputed"}),
-    "dpo ipo": ("dpo", {**DPO, "loss": "ipo", "label_smoothing": 0.0}),
     "kto": ("kto", {"beta": 0.3, "desirable_weight": 1.0, "undesirable_weight": 1.5}),
     "simpo": ("simpo", {"beta": 2.0, "gamma": 1.0, "label_smoothing": 0.0, "sft_weight": 0.0}),
     "orpo": ("orpo", {"beta": 0.1, "sft_weight": 1.0}),
     "cpo": ("cpo", {"beta": 0.1, "label_smoothing": 0.0, "sft_weight": 1.0}),
     "rm": ("rm", {"margin": 0.5, "center_weight": 0.01}),
 }
+METHODS_ALIKE: dict[str, tuple[str, dict[str, Any] | None]] = {
+    "dpo precomputed": ("dpo", {**DPO, "reference": "precomputed"}),
+    "dpo ipo": ("dpo", {**DPO, "loss": "ipo", "label_smoothing": 0.0}),
+}
 
 
 def settings_of(method: str) -> dict[str, Any]:
     """[train.preference] of a method that has one."""
-    return dict(METHODS[method][1] or {})
+    return dict((METHODS | METHODS_ALIKE)[method][1] or {})
 
 
 class Way(NamedTuple):
@@ -132,6 +134,7 @@ def difference(run: Run, alone: Run) -> Difference:
 
 def train(cells: Iterable[Cell], folder: Path, model_of: Callable[[str], Path]) -> dict[Cell, Run]:
     """Train these cells, all of the same number of ranks, in one process a rank."""
+    folder.mkdir(parents=True, exist_ok=True)
     # those of one layout share its process groups
     ordered = sorted(cells, key=lambda cell: list(LAYOUTS).index(cell.layout))
     runs = {cell: written(cell, folder / f"run-{number}", model_of(cell.model)) for number, cell in enumerate(ordered)}
@@ -141,7 +144,7 @@ def train(cells: Iterable[Cell], folder: Path, model_of: Callable[[str], Path]) 
 
 def written(cell: Cell, folder: Path, model: Path, **more: Any) -> Run:
     """The run of one cell, not started; `more` are settings of [train]."""
-    method, preference = METHODS[cell.method]
+    method, preference = (METHODS | METHODS_ALIKE)[cell.method]
     tuner = TUNERS[cell.tuner]
     if preference is not None and method in ("dpo", "kto"):
         preference = {"reference": "frozen-copy" if cell.tuner == "full" else "adapter-off", **preference}

@@ -14,7 +14,7 @@ from .equivalence import ALONE, Cell, difference, written
 pytestmark = pytest.mark.layout
 
 BASES = [Cell("llama", "lora", "sft", ALONE), Cell("llama", "full", "dpo", ALONE), Cell("moe", "dora", "sft", ALONE)]
-# the cells have 4 micro-batches of 2 samples in a step
+# the cells have 2 micro-batches of 2 samples in a step
 WAYS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "micro-batches of 1": {"micro_batch_size": 1},
