@@ -23,8 +23,11 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def meet(context: Context) -> None:
-    """Meet the other ranks of this attempt: choose the device, form torch's process group."""
+def meet(context: Context, *, on_host: bool = False) -> None:
+    """Meet the other ranks of this attempt: choose the device, form torch's process group.
+
+    With `on_host` ranks on GPUs can also exchange what lies in host memory.
+    """
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(context.local_rank % torch.cuda.device_count())
@@ -32,7 +35,7 @@ def meet(context: Context) -> None:
         torch.set_num_threads(context.stage.resources.cpus_per_task)
     host, port = context.rendezvous()
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
+        ("cpu:gloo,cuda:nccl" if on_host else "nccl") if on_gpu else "gloo",
         init_method=f"tcp://{host}:{port}",
         rank=context.rank,
         world_size=context.world_size,

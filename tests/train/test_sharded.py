@@ -21,7 +21,7 @@ pytestmark = pytest.mark.layout
 
 FROZEN: dict[str, Any] = {"reference": "frozen-copy"}
 DPO = {"beta": 0.1, "loss": "sigmoid", "label_smoothing": 0.1, "length_normalization": False, "sft_weight": 0.5}
-# name -> settings of [train]; `data` names what it learns from
+# name -> settings of [train]; `data` names what it learns from, `model` the tiny model
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {},
     "sft-packed": {"packing": True, "sequence_length": 128, "data": "lengths", "global_batch_size": 4},
@@ -32,7 +32,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "decay_steps": 1,
         "optimizer": "adam",
         "gradient_clip": 0.5,
+        "activation_recompute": "full",
     },
+    "sft-qwen3": {"model": "qwen3"},
+    "sft-moe": {"model": "moe"},
     "dpo": {"method": "dpo", "preference": {**DPO, **FROZEN}},
     "dpo-precomputed": {"method": "dpo", "preference": {**DPO, "reference": "precomputed"}},
     "kto": {"method": "kto", "preference": {**KTO, **FROZEN}},
@@ -52,6 +55,7 @@ OWN: dict[str, dict[str, Any]] = {
     "offload": {"checkpoint": {"every_steps": 2, "keep_last": 2}},
     "bf16": {"precision": "bf16"},
     "rm-lora": {"method": "rm", "preference": RM, "tuner": "lora", "learning_rate": 5e-3},
+    "rm-qlora": {"method": "rm", "preference": RM, "tuner": "qlora", "learning_rate": 5e-3},
     "dpo-lora": {
         "method": "dpo", "preference": {**DPO, "reference": "adapter-off"}, "tuner": "lora", "learning_rate": 5e-3
     },
@@ -61,9 +65,9 @@ ZERO2: dict[str, Any] = {"engine": "deepspeed", "deepspeed": {"stage": 2, "offlo
 ZERO3: dict[str, Any] = {"engine": "deepspeed", "deepspeed": {"stage": 3, "offload": "none"}}
 
 
-def made(folder: Path, model: Path, ranks: int, settings: dict[str, Any]) -> Run:
+def made(folder: Path, models: Callable[[str], Path], ranks: int, settings: dict[str, Any]) -> Run:
     train = {"tuner": "full", "learning_rate": 1e-3, "steps": 3, **settings}
-    wanted = train.pop("data", "")
+    wanted, model = train.pop("data", ""), models(train.pop("model", "llama"))
     data: dict[str, Any] = {}
     if wanted == "lengths":
         data = rows_of_many_lengths(folder.parent / "lengths.jsonl")
@@ -77,7 +81,7 @@ def made(folder: Path, model: Path, ranks: int, settings: dict[str, Any]) -> Run
 def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path]) -> dict[str, Run]:
     """All methods on one rank of the Megatron engine."""
     folder = tmp_path_factory.mktemp("reference")
-    runs = {name: made(folder / name, tiny_model("llama"), 1, settings) for name, settings in METHODS.items()}
+    runs = {name: made(folder / name, tiny_model, 1, settings) for name, settings in METHODS.items()}
     finish(list(runs.values()), "megatron")
     return runs
 
@@ -87,7 +91,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[st
     [
         pytest.param(1, FSDP, ["sft", "sft-packed", "dpo"], id="fsdp-alone"),
         pytest.param(2, FSDP, list(METHODS), id="fsdp"),
-        pytest.param(2, ZERO2, ["sft", "sft-packed", "cpt", "dpo", "kto", "rm"], id="zero2"),
+        pytest.param(2, ZERO2, ["sft", "sft-packed", "cpt", "sft-moe", "dpo", "kto", "rm"], id="zero2"),
         pytest.param(2, ZERO3, ["sft", "dpo", "dpo-precomputed", "kto", "rm"], id="zero3"),
     ],
 )
@@ -99,7 +103,7 @@ def test_engines_train_as_megatron_does(
     engine: dict[str, Any],
     names: list[str],
 ) -> None:
-    runs = {name: made(tmp_path / name, tiny_model("llama"), ranks, {**METHODS[name], **engine}) for name in names}
+    runs = {name: made(tmp_path / name, tiny_model, ranks, {**METHODS[name], **engine}) for name in names}
     finish(list(runs.values()), engine["engine"])
     found = {name: _difference(run, reference[name]) for name, run in runs.items()}
     print(found)
@@ -115,7 +119,7 @@ def test_engines_train_as_megatron_does(
 def alone(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path]) -> dict[str, Run]:
     """What the engines have of their own, on one rank."""
     folder = tmp_path_factory.mktemp("alone")
-    runs = {name: made(folder / name, tiny_model("llama"), 1, {**settings, **FSDP}) for name, settings in OWN.items()}
+    runs = {name: made(folder / name, tiny_model, 1, {**settings, **FSDP}) for name, settings in OWN.items()}
     finish(list(runs.values()), "fsdp")
     for name, run in runs.items():
         assert run.losses()[-1] < run.losses()[0] - 0.05, f"{name} must learn, or equal losses prove nothing"
@@ -126,7 +130,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], 
     ("engine", "names"),
     [
         pytest.param(
-            FSDP, ["lora", "rslora", "dora", "pissa", "qlora", "sgd", "bf16", "rm-lora", "dpo-lora"], id="fsdp"
+            FSDP, ["lora", "rslora", "dora", "pissa", "qlora", "sgd", "bf16", "rm-qlora", "dpo-lora"], id="fsdp"
         ),
         pytest.param(ZERO2, ["lora", "pissa", "qlora", "sgd", "lion", "adamw_8bit", "bf16", "rm-lora"], id="zero2"),
         pytest.param(ZERO3, ["lora", "dora", "offload", "dpo-lora"], id="zero3"),
@@ -142,7 +146,7 @@ def test_two_ranks_train_as_one_does(
     settings = {name: {**OWN[name], **engine} for name in names}
     if "offload" in settings:
         settings["offload"]["deepspeed"] = {"stage": 3, "offload": "cpu"}
-    runs = {name: made(tmp_path / name, tiny_model("llama"), 2, each) for name, each in settings.items()}
+    runs = {name: made(tmp_path / name, tiny_model, 2, each) for name, each in settings.items()}
     finish(list(runs.values()), engine["engine"])
     found = {name: _difference(run, alone[name]) for name, run in runs.items()}
     print(found)

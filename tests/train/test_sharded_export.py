@@ -44,8 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], P
             "schedule": "constant", "checkpoint": {"every_steps": 2, "keep_last": 9, "save_optimizer": True}, **settings
         }  # fmt: skip
         found[name] = tuple(
-            made(folder / f"{name}-{steps}", tiny_model("llama"), 2, {**common, "steps": steps})
-            for steps in (STEPS, STEPS + 1)
+            made(folder / f"{name}-{steps}", tiny_model, 2, {**common, "steps": steps}) for steps in (STEPS, STEPS + 1)
         )
     finish([run for pair in found.values() for run in pair], "fsdp")
     return found  # type: ignore[return-value]

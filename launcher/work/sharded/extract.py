@@ -21,7 +21,7 @@ def extract(context: Context, checkpoint: Path, folder: Path) -> dict[str, Any]:
 
     from launcher.work.sharded import process
 
-    process.join(context, seed=int(train["seed"]))
+    process.join(context, {**train, "fsdp": None})
 
     from launcher.work.megatron.checkpoint import verified
     from launcher.work.sharded import engines, pissa

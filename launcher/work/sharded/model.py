@@ -13,7 +13,8 @@ import torch
 from launcher.errors import WorkerError
 from launcher.work.ranks import device
 
-NF4_BLOCK = 64  # weights that share a scale, as in the paper
+# of pretraining; as in the Megatron engine nothing is dropped but by adapters
+_DROPOUTS = ("attention_dropout", "hidden_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop")
 
 
 def build(path: Path, train: Mapping[str, Any]) -> Any:
@@ -27,7 +28,7 @@ def build(path: Path, train: Mapping[str, Any]) -> Any:
     if train["method"] == "rm":
         _initialise_head(model, seed=int(train["seed"]))
     if train.get("activation_recompute", "none") == "full":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if adapts:
         model = _adapt(model, train)
     return model
@@ -35,24 +36,28 @@ def build(path: Path, train: Mapping[str, Any]) -> Any:
 
 def load(path: Path, train: Mapping[str, Any], *, dtype: torch.dtype) -> Any:
     """The model of a folder; of a reward model with a head for one score. Raises WorkerError where there is none."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": _attention(train)}
+    config = AutoConfig.from_pretrained(path)
+    for name in _DROPOUTS:
+        if getattr(config, name, 0.0):
+            setattr(config, name, 0.0)
+    # PyTorch's own attention keeps packed sequences apart by their positions
+    settings: dict[str, Any] = {"config": config, "dtype": dtype, "attn_implementation": "sdpa"}
     if train["tuner"] == "qlora":
         settings |= {"quantization_config": _nf4(train), "device_map": {"": device()}}
     if train["method"] != "rm":
         model = AutoModelForCausalLM.from_pretrained(path, **settings)
     else:
+        config.num_labels = 1
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **settings)
+            model = AutoModelForSequenceClassification.from_pretrained(path, **settings)
         except ValueError as error:
             raise WorkerError(
                 f"transformers has no sequence classification model for this one: {error}",
                 where="train.method",
                 hint="choose another model for a reward model",
             ) from error
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = model.config.eos_token_id
     model.config.use_cache = False
     if train.get("liger") and torch.cuda.is_available():
         _use_liger(model)
@@ -71,11 +76,6 @@ def frozen(path: Path, train: Mapping[str, Any]) -> Any:
     return model.eval()
 
 
-def _attention(train: Mapping[str, Any]) -> str:
-    """The kernel of the attention: PyTorch's, which keeps packed sequences apart by their positions."""
-    return "sdpa"
-
-
 def _nf4(train: Mapping[str, Any]) -> Any:
     """4 bits a weight (Dettmers et al. 2023, "QLoRA", arXiv:2305.14314), stored so that engines can divide them.
 
@@ -90,6 +90,7 @@ def _nf4(train: Mapping[str, Any]) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype,
+        llm_int8_skip_modules=["lm_head", "score"],
     )
 
 

@@ -20,7 +20,7 @@ def run(context: Context) -> None:
 
     from launcher.work.sharded import process
 
-    process.join(context, seed=int(train["seed"]))
+    process.join(context, train)
 
     from launcher.work.megatron.checkpoint import Progress
     from launcher.work.megatron.feed import feed
@@ -40,6 +40,7 @@ def run(context: Context) -> None:
 
     with engines.loading(train, micro_batches=batches.micro_batches):
         model = build(base, train)
+    model.config.pad_token_id = batches.padding  # a score is that of the last token which is not padding
     start = context.files.stage(context.stage.name) / pissa.FILE
     if train["tuner"] == "pissa":
         pissa.begin(model, start)
