@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize(
     ("settings", "where"),
     [
-        ({"engine": "deepspeed", "method": "sft", "tuner": "lora"}, "train.engine"),
+        ({"engine": "horovod", "method": "sft", "tuner": "lora"}, "train.engine"),
         ({"engine": "megatron", "method": "grpo", "tuner": "lora"}, "train.method"),
         ({"engine": "megatron", "method": "sft", "tuner": "qlora"}, "train.tuner"),
     ],

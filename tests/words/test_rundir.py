@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 ARGUMENTS: dict[str, Any] = {
     **{"stage": "train", "attempt": 2, "rank": 1, "fatal": True},
-    **{"group": "sample", "node": "node7", "array": 3, "run_id": "r"},
+    **{"group": "sample", "node": "node7", "array": 3, "run_id": "r", "number": 1},
 }
 
 
