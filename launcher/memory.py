@@ -23,12 +23,13 @@ INFERENCE_CPU_MIB = 700  # measured: torch and transformers imported
 
 WEIGHTS_FILE_MIB = 5 * 1024  # what Hugging Face's save_pretrained cuts safetensors files to
 
-VALUE_BYTES = {"fp32": 4, "bf16": 2}
+VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp8": 2}  # of weights and activations; fp8 is what matrices are rounded to
 # fp32 values per parameter; GaLore's and APOLLO's are of projections, see `optimizer_values`
 OPTIMIZER_STATES = {
     **{"adamw": 2.0, "adam": 2.0, "sgd": 1.0, "lion": 1.0},
-    **{"adamw_8bit": 0.5, "galore_adamw": 2.0, "apollo_adamw": 2.0},
+    **{"muon": 1.0, "adamw_8bit": 0.5, "galore_adamw": 2.0, "apollo_adamw": 2.0},
 }
+WHOLE = ("muon", "adamw_8bit")  # whose states replicas of a Megatron-core model do not share out among them
 PROJECTED = {"galore_adamw": 128, "apollo_adamw": 128}  # rank of the projection
 NF4_BYTES = 0.52  # 4 bits and, doubly quantized, an 8-bit scale for each 64 (arXiv:2305.14314, section 3)
 
@@ -60,7 +61,7 @@ class TrainShape:
 
     layout: Layout
     world_size: int
-    precision: str  # fp32 or bf16
+    precision: str  # of VALUE_BYTES
     optimizer: str  # of OPTIMIZER_STATES
     micro_batch_size: int
     micro_batches: int  # per step and data parallel copy
@@ -70,21 +71,24 @@ class TrainShape:
     fused_attention: bool = False  # scores are never stored (flash attention; on GPUs)
     saved_beside: bool = False  # checkpoints are written beside training, from a copy
     frozen_copy: bool = False  # the model is there twice, once as a reference without gradients
+    tuner: str = ""  # of adapters: dora has magnitudes too, pissa the frozen factors at the start
 
 
 def train_memory(facts: ModelFacts, shape: TrainShape, *, gpu: bool) -> TrainMemory:
     """Memory of the fullest rank."""
     held = rank_parameters(facts, shape.layout)
-    trained = lora_parameters(facts, shape.lora_rank, shape.layout) if shape.lora_rank else held
+    trained = adapter_parameters(facts, shape) if shape.lora_rank else held
     width = VALUE_BYTES[shape.precision]
+    rounded = 2 if shape.precision == "fp8" else 0  # each weight in fp8, and transposed for backward
+    replicas = shape.layout.data_parallel(shape.world_size) * shape.layout.context
     gradient, optimizer = training_bytes(
-        shape.precision,
-        shape.optimizer,
-        shards=shape.layout.data_parallel(shape.world_size) * shape.layout.context,
+        shape.precision, shape.optimizer, shards=1 if shape.optimizer in WHOLE else replicas
     )
-    adapter = trained if shape.lora_rank else 0
+    if shape.optimizer == "muon":  # the tables take AdamW
+        optimizer += 4 * rank_tables(facts, shape.layout) / held
+    adapter = trained * (2 if shape.tuner == "pissa" else 1) if shape.lora_rank else 0
     return TrainMemory(
-        weights=(held * (2 if shape.frozen_copy else 1) + adapter) * width / MIB,
+        weights=(held * (2 if shape.frozen_copy else 1) * (width + rounded) + adapter * width) / MIB,
         gradients=trained * gradient / MIB,
         optimizer=trained * optimizer / MIB,
         activations=activation_bytes(facts, shape) / MIB,
@@ -111,7 +115,7 @@ def divided_memory(facts: ModelFacts, shape: TrainShape, division: Division, *, 
     Where weights are divided, two units at a time are put together in the number format: one computes, the next one
     is on its way. What is held on the host does not count for a GPU.
     """
-    trained = lora_parameters(facts, shape.lora_rank, shape.layout) if shape.lora_rank else facts.parameters
+    trained = adapter_parameters(facts, shape) if shape.lora_rank else facts.parameters
     width, ranks = VALUE_BYTES[shape.precision], shape.world_size
     table = facts.vocabulary * facts.hidden * (1 if facts.tied_embeddings else 2)
     frozen = bool(shape.lora_rank)
@@ -153,7 +157,7 @@ def training_bytes(precision: str, optimizer: str, *, shards: int = 1) -> tuple[
     `shards`, the ranks that hold the same weights (data and context parallel).
     Source: Megatron-LM, docs on the distributed optimizer, table of theoretical bytes per parameter.
     """
-    copies = OPTIMIZER_STATES[optimizer] + (1 if precision == "bf16" else 0)
+    copies = OPTIMIZER_STATES[optimizer] + (0 if precision == "fp32" else 1)
     return 4.0, 4.0 * copies / shards
 
 
@@ -163,32 +167,51 @@ def rank_parameters(facts: ModelFacts, layout: Layout) -> int:
     TP divides the tables and everything in layers but experts, which EP and expert TP divide. Norms and routers are
     not divided, which is too little to count.
     """
-    table = facts.vocabulary * facts.hidden
-    tables = table if facts.tied_embeddings else 2 * table
+    tables = facts.vocabulary * facts.hidden * (1 if facts.tied_embeddings else 2)
     sparse = facts.layers - facts.dense_layers
     experts = sparse * facts.experts * 3 * facts.hidden * facts.expert_intermediate
     layers = (facts.parameters - tables - experts) / layout.tensor + experts / (layout.expert * layout.expert_tensor)
     share = -(-facts.layers // layout.pipeline) / facts.layers
-    return round(layers * share + (tables if layout.pipeline == 1 else table) / layout.tensor)
+    return round(layers * share + rank_tables(facts, layout))
+
+
+def rank_tables(facts: ModelFacts, layout: Layout) -> float:
+    """Parameters of embedding and output of the rank that has most of them."""
+    table = facts.vocabulary * facts.hidden
+    return table * (1 if facts.tied_embeddings or layout.pipeline > 1 else 2) / layout.tensor
+
+
+def adapter_parameters(facts: ModelFacts, shape: TrainShape) -> int:
+    """What an adapter tuner trains on one rank: the two factors, of dora a length for each output too."""
+    lengths = adapted_sizes(facts, shape.layout)[1] if shape.tuner == "dora" else 0
+    return lora_parameters(facts, shape.lora_rank, shape.layout) + round(lengths)
 
 
 def lora_parameters(facts: ModelFacts, rank: int, layout: Layout) -> int:
-    """Adapter parameters of one rank, with an adapter on each linear layer: rank * (inputs + outputs).
+    """Adapter parameters of one rank, with an adapter on each linear layer: rank * (inputs + outputs)."""
+    return round(rank * sum(adapted_sizes(facts, layout)))
+
+
+def adapted_sizes(facts: ModelFacts, layout: Layout) -> tuple[float, float]:
+    """Inputs and outputs of the linear layers of one rank, those of each layer and expert counted.
 
     Megatron's linear layers are fused (Q with K and V, gate with up), each with one adapter. Of a divided layer one
     of the two matrices is divided; that is left out here, so with TP this is an upper bound. Latent attention is
     counted like any other, which is somewhat more than its narrow layers have.
     """
     query, key_value = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
-    attention = facts.layers * ((facts.hidden + query + 2 * key_value) + (query + facts.hidden))
-    mlp = facts.dense_layers * (2 * facts.hidden + 3 * facts.intermediate)
+    inputs = facts.layers * (facts.hidden + query) + facts.dense_layers * (facts.hidden + facts.intermediate)
+    outputs = facts.layers * (query + 2 * key_value + facts.hidden)
+    outputs += facts.dense_layers * (2 * facts.intermediate + facts.hidden)
     sparse = facts.layers - facts.dense_layers
     if sparse and "linear_fc1" in facts.linear_layers:  # experts that can take adapters
-        mlp += sparse * facts.experts // layout.expert * (2 * facts.hidden + 3 * facts.expert_intermediate)
+        held = [(sparse * facts.experts // layout.expert, facts.expert_intermediate)]
         if facts.shared_intermediate:
-            mlp += sparse * (2 * facts.hidden + 3 * facts.shared_intermediate)
+            held.append((sparse, facts.shared_intermediate))
+        inputs += sum(count * (facts.hidden + width) for count, width in held)
+        outputs += sum(count * (2 * width + facts.hidden) for count, width in held)
     share = -(-facts.layers // layout.pipeline) / facts.layers
-    return round(rank * (attention + mlp) * share)
+    return inputs * share, outputs * share
 
 
 def mlp_width(facts: ModelFacts) -> float:
@@ -230,14 +253,19 @@ def layer_activation_values(facts: ModelFacts, shape: TrainShape) -> float:
     Counted as in KORTHIKANTI, section 4.1, for a pre-norm layer with grouped queries and a gated MLP: inputs of two
     norms and of the two linear layers behind them (4h, divided by sequence parallelism alone), Q, K, V and the
     attention's output (2q + 2kv), gate, up and their product (3f per active expert), divided by TP. Attention that
-    is not fused keeps 2.5 values per head and key (their 5as bytes at two bytes a value).
+    is not fused keeps 2.5 values per head and key (their 5as bytes at two bytes a value). DoRA keeps the outputs of
+    each linear layer as they are before their rows get their lengths.
     """
     layout = shape.layout
     query, key_value = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
     divided = 2 * query + 2 * key_value + 3 * mlp_width(facts)
     if not shape.fused_attention and shape.recompute != "selective":
         divided += 2.5 * facts.heads * shape.sequence_length
-    return 4 * facts.hidden / (layout.tensor if layout.sequence_parallel else 1) + divided / layout.tensor
+    split = layout.tensor if layout.sequence_parallel else 1
+    kept = 4 * facts.hidden / split + divided / layout.tensor
+    if shape.tuner == "dora":
+        kept += (query + 2 * key_value + 2 * mlp_width(facts)) / layout.tensor + 2 * facts.hidden / split
+    return kept
 
 
 def inference_mib(facts: ModelFacts, *, width: float, batch_size: int, length: int, gpu: bool) -> float:

@@ -29,6 +29,10 @@ def train_faults(recipe: Recipe, facts: ModelFacts, need: Resources, site: Site)
         message = f"{train.sequence_length} is longer than the {facts.max_positions} tokens that the model can see"
         yield Fault("train.sequence_length", message, f"use {facts.max_positions} or less")
     gpu_type = site.node.gpu_type.lower()
+    if train.precision == "fp8" and not need.gpus_per_node:
+        yield Fault("train.precision", "fp8 is for GPUs, this stage has none", 'use precision = "bf16" or "fp32"')
+    elif train.precision == "fp8" and _one_of(gpu_type, (*_WITHOUT_FP8, *_WITHOUT_BF16, "mi250x")):
+        yield Fault("train.precision", f"{site.node.gpu_type} GPUs have no fp8 units", 'use precision = "bf16"')
     if train.precision == "bf16" and need.gpus_per_node and _one_of(gpu_type, _WITHOUT_BF16):
         yield Fault("train.precision", f"{site.node.gpu_type} GPUs have no bf16", 'use precision = "fp32"')
 

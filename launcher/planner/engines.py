@@ -15,7 +15,11 @@ from launcher.topology import Layout, layout_faults
 _METHODS = ("cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo", "rm")
 _TUNERS = ("full", "lora", "rslora", "dora", "pissa")
 _BUILT = {
-    "megatron": {"method": _METHODS, "tuner": _TUNERS, "optimizer": ("adamw", "adam")},
+    "megatron": {
+        "method": _METHODS,
+        "tuner": _TUNERS,
+        "optimizer": ("adamw", "adam", "sgd", "lion", "muon", "adamw_8bit"),
+    },
     "deepspeed": {
         "method": _METHODS,
         "tuner": (*_TUNERS, "qlora"),
@@ -66,6 +70,19 @@ def engine_faults(recipe: Recipe, facts: ModelFacts, need: Resources) -> Iterato
         micro_batch_size=train.micro_batch_size,
         sequence_length=train.sequence_length,
     )
+    if train.layout.expert_tensor > 1 and train.tuner != "full":
+        message = "experts that are divided among ranks take no adapters"
+        yield Fault("train.layout.expert_tensor", message, 'use expert_tensor = 1, or tuner = "full"')
+    if train.layout.expert_tensor > 1 and train.optimizer == "muon":
+        message = "muon needs whole experts"
+        yield Fault("train.layout.expert_tensor", message, "use expert_tensor = 1, or another optimizer")
+    if train.precision == "fp8":
+        layout = train.layout
+        tokens = train.micro_batch_size * train.sequence_length
+        parts = layout.context * (layout.tensor if layout.sequence_parallel else 1)
+        if tokens % (16 * parts):
+            message = f"a rank's {tokens / parts:g} tokens of a pass are not a multiple of 16, which fp8 needs"
+            yield Fault("train.sequence_length", message, f"use a multiple of {16 * parts}")
     if train.precision == "fp32" and need.gpus_per_node and train.layout.context > 1:
         message = "context parallelism on GPUs needs fused attention, which has no fp32"
         yield Fault("train.layout.context", message, 'use precision = "bf16", or context = 1')

@@ -90,6 +90,7 @@ def train_memory(recipe: Recipe, facts: ModelFacts, need: Resources) -> memory.T
         sequence_length=train.sequence_length,
         recompute=train.activation_recompute,
         lora_rank=0 if train.tuner == "full" else train.lora.rank,
+        tuner=train.tuner,
         fused_attention=need.gpus_per_node > 0,
         saved_beside=train.checkpoint.asynchronous and train.checkpoint.save_optimizer,
         frozen_copy=train.preference is not None and train.preference.reference == "frozen-copy",

@@ -156,6 +156,18 @@ def _train_rules(train: Train) -> Iterator[Problem]:
         )
     if train.packing and train.method not in ("cpt", "sft"):
         yield Problem(("train", "packing"), f'is for cpt and sft, not "{train.method}"', "remove it")
+    if train.neftune_alpha and train.method != "sft":
+        yield Problem(("train", "neftune_alpha"), f'is for sft, not "{train.method}"', "remove it")
+    if train.neftune_alpha and train.engine != "megatron":
+        yield Problem(("train", "neftune_alpha"), f"{train.engine} has no noise on embeddings", "remove it")
+    if train.precision == "fp8" and train.engine != "megatron":
+        yield Problem(("train", "precision"), f"{train.engine} has no fp8", 'write "bf16"')
+    if train.precision == "fp8" and train.tuner != "full" and train.lora.rank % 16:
+        message = f"{train.lora.rank} is not a multiple of 16, which matrix products in fp8 need"
+        yield Problem(("train", "lora", "rank"), message)
+    if train.optimizer == "muon" and train.tuner != "full":
+        message = f"muon is for whole matrices, and {train.tuner} trains the factors of small ones"
+        yield Problem(("train", "optimizer"), message, 'use adamw, or tuner = "full"')
     if train.minimum_learning_rate > train.learning_rate:
         yield Problem(
             ("train", "minimum_learning_rate"),

@@ -12,6 +12,8 @@ from launcher.recipe.preference import Preference, with_defaults
 Engine = Literal["megatron", "deepspeed", "fsdp"]
 Method = Literal["cpt", "sft", "dpo", "kto", "simpo", "orpo", "cpo", "rm", "grpo"]
 Tuner = Literal["full", "lora", "rslora", "dora", "pissa", "qlora"]
+Optimizer = Literal["adamw", "adam", "sgd", "lion", "muon", "adamw_8bit", "galore_adamw", "apollo_adamw"]
+MOMENTA = {"lion": {"beta2": 0.99}, "muon": {"beta1": 0.95}}  # as their authors have them
 SHARDED = ("deepspeed", "fsdp")  # engines that divide transformers' models; each has a table of its name
 ADAPTERS = ("lora", "rslora", "dora", "pissa", "qlora")  # the tuners that read [train.lora]
 
@@ -88,8 +90,8 @@ class Train(Section):
     """What is learnt: cpt texts; sft answers; dpo, simpo, orpo, cpo pairs of answers; kto verdicts; rm scores."""
     tuner: Tuner = "full"
     """Which weights are trained: all of them (full) or adapters."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Number format of weights and activations in forward and backward."""
+    precision: Literal["fp32", "bf16", "fp8"] = "bf16"
+    """Number format of weights and activations; fp8 is bf16 with matrix products in fp8 (megatron on newer GPUs)."""
     steps: Count | None = None
     """Optimizer steps."""
     epochs: Count | None = None
@@ -113,14 +115,14 @@ class Train(Section):
     """Steps in which the learning rate rises from zero."""
     decay_steps: Count | None = None
     """Steps at the end in which wsd falls (wsd only)."""
-    optimizer: Literal["adamw", "adam", "sgd", "lion", "adamw_8bit", "galore_adamw", "apollo_adamw"] = "adamw"
+    optimizer: Optimizer = "adamw"
     """Optimizer; which engine has which is in docs/training.md."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Decoupled weight decay."""
+    """Weight decay, apart from the gradient (of adam and sgd: added to it). Vectors, such as norms, do not decay."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Adam's first moment decay; momentum of sgd."""
+    """Adam's first moment decay, Lion's share of the momentum in a step; momentum of sgd and muon (there 0.95)."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Adam's second moment decay."""
+    """Adam's second moment decay; decay of Lion's momentum (there 0.99)."""
     epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """Adam's epsilon."""
     gradient_clip: Annotated[float, Field(ge=0)] = 1.0
@@ -133,6 +135,8 @@ class Train(Section):
     `swiftlaunch resume` goes on past it. What is no number always stops training."""
     seed: Seed = 1234
     """Seed of initial adapter weights, data order and dropout."""
+    neftune_alpha: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Strength of the noise on embeddings while training (NEFTune; sft on megatron); 5 to 15 is usual, 0 has none."""
     activation_recompute: Literal["none", "full", "selective"] = "none"
     """Activations computed again in backward to save memory."""
     lora: Lora = Field(default_factory=Lora)
@@ -145,6 +149,8 @@ class Train(Section):
     """Settings of the engine fsdp."""
     liger: bool = False
     """Liger's fused layers on GPUs (deepspeed and fsdp)."""
+    overlap: Literal["auto", "on", "off"] = "auto"
+    """Exchange gradients and weights between replicas while computing (megatron); auto does it on GPUs."""
     layout: TrainLayout = Field(default_factory=TrainLayout)
     """Parallel layout."""
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
@@ -158,5 +164,7 @@ class Train(Section):
         tuner = values.get("tuner", "full")
         found = with_defaults(values.get("method"), tuner, ADAPTERS, values.get("preference"))
         values = values if found is None else {**values, "preference": found}
+        optimizer = values.get("optimizer")
+        values = {**(MOMENTA.get(optimizer, {}) if isinstance(optimizer, str) else {}), **values}
         engine = values.get("engine")
         return {**values, engine: values.get(engine) or {}} if engine in SHARDED else values

@@ -64,6 +64,35 @@ def test_adapters_by_hand() -> None:
     assert memory.lora_parameters(gpt_oss, 16, Layout()) == 16 * 24 * (2880 + 80 * 64 + 64 * 64 + 2880)
 
 
+def test_lengths_and_frozen_starts_of_adapters() -> None:
+    lora, dora, pissa = (shape(Layout(), 1, lora_rank=16, tuner=tuner) for tuner in ("lora", "dora", "pissa"))
+    # outputs of a layer: QKV 4096 + 2*1024, output 4096, gate and up 2*12288, down 4096
+    lengths = 36 * (4096 + 2048 + 4096 + 24576 + 4096)
+    assert memory.adapter_parameters(QWEN3, dora) - memory.adapter_parameters(QWEN3, lora) == lengths
+    kept = memory.layer_activation_values(QWEN3, dora) - memory.layer_activation_values(QWEN3, lora)
+    assert kept == lengths / 36
+    one, two = (memory.train_memory(QWEN3, each, gpu=True) for each in (lora, pissa))
+    assert two.weights - one.weights == pytest.approx(2 * memory.adapter_parameters(QWEN3, lora) / memory.MIB)
+    assert two.optimizer == one.optimizer
+
+
+def test_states_that_replicas_do_not_share_out() -> None:
+    def states(optimizer: str, world_size: int) -> float:
+        found = memory.train_memory(QWEN3, shape(Layout(), world_size, optimizer=optimizer, precision="fp32"), gpu=True)
+        return found.optimizer * memory.MIB
+
+    whole = QWEN3.parameters
+    assert states("lion", 8) == pytest.approx(4 * whole / 8)
+    assert states("adamw_8bit", 8) == pytest.approx(2 * whole)
+    assert states("muon", 8) == pytest.approx(4 * whole + 4 * 2 * 151936 * 4096)  # tables have two
+
+
+def test_fp8_holds_weights_three_times() -> None:
+    bf16, fp8 = (memory.train_memory(QWEN3, shape(Layout(), 1, precision=each), gpu=True) for each in ("bf16", "fp8"))
+    assert fp8.weights == 2 * bf16.weights
+    assert fp8.optimizer == bf16.optimizer
+
+
 def test_activations_by_hand() -> None:
     # values per token and layer: 4*4096 + 2*4096 + 2*1024 + 3*12288 = 63488; two bytes, 4096 tokens, 36 layers;
     # logits 4096 * 151936 * (2 + 8)

@@ -44,6 +44,14 @@ def faults(planned: Planned, text: str, **changes: Any) -> list[Fault]:
         ),
         (SFT.replace("= 128", "= 9000"), GPUS, "train.sequence_length", "9000 is longer than the 8192"),
         (SFT, V100, "train.precision", "v100 GPUs have no bf16"),
+        (SFT + 'precision = "fp8"', V100, "train.precision", "v100 GPUs have no fp8 units"),
+        (SFT + 'precision = "fp8"', LOCAL, "train.precision", "fp8 is for GPUs"),
+        (
+            SFT.replace("= 128", "= 72") + 'precision = "fp8"',
+            GPUS,
+            "train.sequence_length",
+            "a rank's 72 tokens of a pass are not a multiple of 16",
+        ),
         (
             SFT + 'precision = "fp32"\nlayout = { context = 2 }',
             GPUS,

@@ -16,7 +16,8 @@ from launcher.families import target_layers
 def adapt(chunk: Any, train: Mapping[str, Any], known: Mapping[str, Sequence[str]]) -> Any:
     """Put adapters on layers `known` of one chunk, whose weights are loaded, so that training starts at the base model.
 
-    A is random by name and B zero; DoRA's magnitudes are the norms of the rows. PiSSA starts from principal parts.
+    A is random by name and B zero; DoRA's magnitudes are the norms of the rows. PiSSA's factors are there, to be
+    loaded or found by `begin`.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -38,11 +39,19 @@ def adapt(chunk: Any, train: Mapping[str, Any], known: Mapping[str, Sequence[str
         _initialise(layer, _global_name(chunk, name), seed=train["seed"])
         if train["tuner"] == "dora":
             layer.add_magnitude()
-    if train["tuner"] == "pissa":
-        from launcher.work.megatron import pissa
-
-        pissa.begin(adapted_layers(chunk))
+        elif train["tuner"] == "pissa":
+            layer.add_start()
     return adapted
+
+
+def begin(chunks: Sequence[Any], train: Mapping[str, Any]) -> None:
+    """Find what PiSSA starts from, unless a checkpoint was loaded: that takes a while. Every rank calls it together."""
+    if train["tuner"] != "pissa":
+        return
+    from launcher.work.megatron import pissa
+
+    for chunk in chunks:
+        pissa.begin(layer for _, layer in adapted_layers(chunk))
 
 
 def adapted_layers(chunk: Any) -> Iterator[tuple[str, Any]]:

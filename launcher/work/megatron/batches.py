@@ -23,7 +23,8 @@ Item = TypeVar("Item")
 class Batch:
     """One micro-batch of this rank, [sequences, tokens] each, padded to the sequence length.
 
-    `packed` is Megatron-core's PackedSeqParams where one row holds many sequences.
+    `packed` is Megatron-core's PackedSeqParams where one row holds many sequences. `ids` and `lengths`, in tokens, are
+    of each sequence.
     """
 
     ids: list[str]
@@ -32,6 +33,7 @@ class Batch:
     loss_mask: Any
     positions: Any
     packed: Any = field(default=None, kw_only=True)
+    lengths: list[int] = field(default_factory=list, kw_only=True)
 
 
 def order(count: int, *, seed: int, first: int, size: int) -> list[int]:
@@ -108,7 +110,7 @@ class Stream(Generic[Item]):
         for row, sequence in enumerate(sequences):
             rows.put(sequence, at=row * length, slots=length)
         parts = [self._own_part(part.view(count, length), [length]) for part in rows.parts]
-        return Batch([sequence.id for sequence in sequences], *parts)
+        return Batch([each.id for each in sequences], *parts, lengths=[each.length for each in sequences])
 
     def _own_part(self, whole: Any, ends: Sequence[int]) -> Any:
         """What this rank holds under context parallelism; every row is cut into sequences at `ends`."""
@@ -211,7 +213,8 @@ class PackedBatches(Stream[PackedRow]):
             rows.number(at, self.sequence_length - at)
             ends.append(self.sequence_length)
         parts = [self._own_part(part.unsqueeze(0), ends) for part in rows.parts]
-        return Batch([sample.id for sample in row.samples], *parts, packed=_bounds(ends))
+        lengths = [sample.length for sample in row.samples]
+        return Batch([sample.id for sample in row.samples], *parts, packed=_bounds(ends), lengths=lengths)
 
     def _slots(self, length: int) -> int:
         return -(-length // self._unit) * self._unit

@@ -113,6 +113,7 @@ class Checkpoints:
         Raises OSError where the disk is full.
         """
         started = time.monotonic()
+        self.model.gather()
         final = self.folder / f"step-{progress.step:08d}"
         part = self.folder / f".{final.name}.part"
         try:

@@ -32,6 +32,12 @@ class Model:
         self.scores = scores
         self.chunks: list[Any] = []
 
+    def gather(self) -> None:
+        """Have the weights of the last update on this rank, before they are read in another way than by a forward."""
+        for chunk in self.chunks:
+            if chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync(force_sync=True)
+
     @property
     def bridge(self) -> Any:
         """mcore-bridge's converter between this model and Hugging Face weights."""
@@ -76,22 +82,30 @@ def frozen(path: Path, train: Mapping[str, Any], layout: Layout) -> list[Any]:
     for chunk in model.bare:
         chunk.requires_grad_(False)
         chunk.eval()
-    return [_in_bf16(model.config, chunk) if train["precision"] == "bf16" else chunk for chunk in model.bare]
+    return [_in_bf16(model.config, chunk) if train["precision"] != "fp32" else chunk for chunk in model.bare]
 
 
 def wrap(model: Model, train: Mapping[str, Any], *, distributed_optimizer: bool) -> None:
-    """Wrap the chunks for mixed precision and data parallelism."""
+    """Wrap the chunks for mixed precision and data parallelism.
+
+    With `overlap` replicas exchange gradients while backward goes on, and weights while the next forward does: those
+    of the model are behind until then, or until `gather`.
+    """
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 
+    wanted = train.get("overlap", "auto")
+    overlap = torch.cuda.is_available() if wanted == "auto" else wanted == "on"
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
+        overlap_grad_reduce=overlap,
+        overlap_param_gather=overlap and distributed_optimizer,
         use_distributed_optimizer=distributed_optimizer,
         check_for_nan_in_grad=False,  # the loop looks at loss and gradient norm itself and names the samples
     )
     for chunk in model.bare:
         _mark_experts(chunk)
     for index, chunk in enumerate(model.adapted):
-        module = _in_bf16(model.config, chunk) if train["precision"] == "bf16" else chunk
+        module = _in_bf16(model.config, chunk) if train["precision"] != "fp32" else chunk
         model.chunks.append(
             DistributedDataParallel(
                 config=model.config, ddp_config=settings, module=module, disable_bucketing=index > 0
@@ -99,6 +113,9 @@ def wrap(model: Model, train: Mapping[str, Any], *, distributed_optimizer: bool)
         )
         model.chunks[-1].train()
     model.config.finalize_model_grads_func = finalize_model_grads
+    if overlap:  # gradients are exchanged once, in the last micro-batch
+        paused = [chunk.no_sync for chunk in model.chunks]
+        model.config.no_sync_func = paused if len(paused) > 1 else paused[0]
 
 
 def _in_bf16(config: Any, chunk: Any) -> Any:
@@ -128,13 +145,13 @@ def _mark_experts(chunk: Any) -> None:
 
 
 def _settings(train: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
-    dtype = torch.bfloat16 if train["precision"] == "bf16" else torch.float32
+    dtype = torch.float32 if train["precision"] == "fp32" else torch.bfloat16
     interleaved = layout.virtual_pipeline > 1
     on_gpu = torch.cuda.is_available()
     settings: dict[str, Any] = {
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
-        "bf16": train["precision"] == "bf16",
+        "bf16": dtype == torch.bfloat16,
         "tensor_model_parallel_size": layout.tensor,
         "pipeline_model_parallel_size": layout.pipeline,
         "virtual_pipeline_model_parallel_size": layout.virtual_pipeline if interleaved else None,
@@ -159,6 +176,8 @@ def _settings(train: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     if not on_gpu:
         for fusion in ("apply_rope_fusion", "bias_activation_fusion", "bias_dropout_fusion", "masked_softmax_fusion"):
             settings[fusion] = False
+    if train["precision"] == "fp8":  # scales from the numbers themselves, so that checkpoints need no history of them
+        settings.update(fp8="hybrid", fp8_recipe="tensorwise")
     recompute = train.get("activation_recompute", "none")
     if recompute == "full":
         settings.update(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)

@@ -15,6 +15,7 @@ import torch
 from launcher.work.megatron import losses
 from launcher.work.megatron.batches import Batch, Batches, PackedBatches
 from launcher.work.megatron.forward import first_of_context, over_context
+from launcher.work.megatron.noise import Noise
 from launcher.work.megatron.pairs import PairBatch, PairBatches
 from launcher.work.megatron.reference import ADAPTER_OFF, FROZEN_COPY, Reference
 
@@ -29,12 +30,14 @@ class NextToken:
     labels = True
     figures: tuple[str, ...] = ()
 
-    def __init__(self, batches: Batches | PackedBatches) -> None:
+    def __init__(self, batches: Batches | PackedBatches, noise: Noise | None = None) -> None:
         self.batches = batches
+        self.noise = noise
 
     def begin(self, step: int) -> Callable[[], Iterator[Batch]]:
         """Get ready for a step; what gives its micro-batches."""
-        return partial(self.batches.micro, step)
+        micro = partial(self.batches.micro, step)
+        return partial(self.noise.watched, step, micro) if self.noise else micro
 
     def lengths(self, step: int) -> tuple[list[int], list[int]]:
         """Tokens of the sequences that a step trains on, and of those that it only looks at."""

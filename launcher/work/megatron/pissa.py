@@ -10,7 +10,7 @@ and [A; A_0], is what training leaves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,13 +20,12 @@ from megatron.core import parallel_state
 from launcher.work.megatron.adapted import NAME, START, AdaptedLinear
 
 
-def begin(layers: Iterator[tuple[str, AdaptedLinear]]) -> None:
+def begin(layers: Iterable[AdaptedLinear]) -> None:
     """Give each layer, whose matrix is loaded, its factors. Every rank calls it together.
 
     The ranks that hold the same layers share the work, and so have the same factors to the last bit.
     """
-    for turn, (_, layer) in enumerate(layers):
-        layer.add_start()
+    for turn, layer in enumerate(layers):
         with torch.no_grad():
             for base, now, start in zip(layer.base_weights(), layer.factors(NAME), layer.factors(START), strict=True):
                 found = _principal(layer, base.double(), turn)

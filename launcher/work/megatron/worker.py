@@ -25,13 +25,15 @@ def run(context: Context) -> None:
 
     from megatron.core import parallel_state
 
+    from launcher.work.megatron.adapters import begin
     from launcher.work.megatron.artifact import save_artifact
     from launcher.work.megatron.checkpoint import Checkpoints, Progress
     from launcher.work.megatron.feed import feed
     from launcher.work.megatron.loop import Loop
     from launcher.work.megatron.model import build, wrap
+    from launcher.work.megatron.noise import Noise
     from launcher.work.megatron.objective import NextToken, Preference
-    from launcher.work.megatron.optimizer import make_optimizer
+    from launcher.work.megatron.optimizer import divides_state, make_optimizer
     from launcher.work.megatron.pairs import PairBatches
     from launcher.work.megatron.preference import preference
 
@@ -45,7 +47,7 @@ def run(context: Context) -> None:
     batches = fed.batches
     steps = train.get("steps") or batches.steps(train["epochs"])
 
-    distributed = parallel_state.get_data_parallel_world_size(with_context_parallel=True) > 1
+    distributed = divides_state(train, parallel_state.get_data_parallel_world_size(with_context_parallel=True))
     model = build(base, train, layout)
     wrap(model, train, distributed_optimizer=distributed)
     optimizer = make_optimizer(model.chunks, train, distributed=distributed)
@@ -62,8 +64,16 @@ def run(context: Context) -> None:
     if isinstance(batches, PairBatches):
         objective = preference(context, model, batches, layout, data=fed.data_sha256)
     else:
-        objective = NextToken(batches)
-    progress = checkpoints.load() or Progress()
+        noise = None
+        if alpha := float(train.get("neftune_alpha", 0.0)):
+            noise = Noise(alpha, seed=int(train["seed"]), context_ranks=layout.context)
+            noise.attach(model.bare)
+        objective = NextToken(batches, noise)
+    progress = checkpoints.load()
+    if progress is None:
+        begin(model.bare, train)
+        optimizer.reload_model_params()
+        progress = Progress()
     if progress.step and context.is_main:
         context.event("resumed", step=progress.step)
         if checkpoints.loaded_from:
