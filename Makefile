@@ -61,12 +61,13 @@ equivalence: $(STAMP)  ## every method, tuner, model and layout against one proc
 	$(BIN)/swiftlaunch env sync --site local train
 	$(BIN)/python -m tests.train.write_equivalence
 
-bench: $(STAMP)  ## what a submission costs beside bare sbatch; writes docs/benchmarks.md
+bench: $(STAMP) $(TRL)  ## what a submission costs beside bare sbatch, training beside other loops; writes docs/benchmarks.md
 	@tests/system-packages.sh slurm
 	$(BIN)/python -m tests.bench
 	$(BIN)/swiftlaunch env sync --site local train
 	$(BIN)/swiftlaunch models fetch --site local $(MODEL)
 	$(BIN)/python -m tests.bench.saves  # how long training stands for a checkpoint; prints its table
+	$(BIN)/python -m tests.bench.training  # tokens a second beside bare Megatron-core and TRL; a section of the page
 	$(BIN)/python -m tests.bench.data  # packing and tokenisation of training data; prints its tables
 
 cluster:  ## a real Slurm cluster on this machine, to try things on

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import re
 import resource
 import shutil
 import statistics
@@ -26,12 +24,11 @@ from typing import NamedTuple
 from launcher.prepare import prepare
 from launcher.rundir import RunDir
 from launcher.submission import submit
+from tests.bench.page import PAGE, machine, put, sections, table
 from tests.chain.conftest import GOOD
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import ClusterUser
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs/benchmarks.md"
 STAGES = ("baseline", "train", "export", "evaluate", "serve")
 FIVE_STAGES = GOOD.replace("limit = 2", "limit = 2\nbaseline = true").replace(
     '[quantize]\nmethod = "gptq"\ngroup_size = 32\n', ""
@@ -209,22 +206,6 @@ def _calls(what: str, calls: Counter[str]) -> Sequence[str]:
     return what, str(sum(calls.values())), ", ".join(f"{number} {name}" for name, number in sorted(calls.items()))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-
-
-def machine(slurm: str) -> str:
-    """This machine without its name."""
-    cpus = Path("/proc/cpuinfo").read_text()
-    model = re.search(r"^model name\s*: (.+)$", cpus, re.MULTILINE)
-    memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
-    release = platform.freedesktop_os_release()["PRETTY_NAME"]
-    return (
-        f"{os.cpu_count()} cores of {model[1] if model else platform.machine()}, {memory:.0f} GiB of memory, "
-        f"{release}, Python {platform.python_version()}, {slurm} (controller, database and four nodes on the same one)"
-    )
-
-
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--repeats", type=int, default=11)
@@ -233,18 +214,19 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="swiftlaunch-bench-", dir="/tmp"))
     bench = Bench(folder, options.repeats)
+    daemons = "controller, database and four nodes on the same one"
     times = ("what", "wall", "ratio", "CPU", "ratio")
     try:
         bench.cluster.up()
         slurm = bench.cluster.command("sbatch", "--version").stdout.strip()
-        submission = _table(times, bench.submission())
-        start_up = _table(times, bench.start_up())
-        calls = _table(("what", "calls", "of which"), [*bench.many_jobs(options.runs), *bench.sweep()])
+        submission = table(times, bench.submission())
+        start_up = table(times, bench.start_up())
+        calls = table(("what", "calls", "of which"), [*bench.many_jobs(options.runs), *bench.sweep()])
     finally:
         bench.cluster.down()
         shutil.rmtree(folder)
     text = TEXT.format(
-        machine="\n".join(textwrap.wrap(machine(slurm), 118)),
+        machine="\n".join(textwrap.wrap(f"{machine()}, {slurm} ({daemons})", 118)),
         submission=submission,
         start_up=start_up,
         calls=calls,
@@ -252,7 +234,11 @@ def main(arguments: Sequence[str]) -> int:
         load=f"{os.getloadavg()[2]:.1f}",
     )
     print(text)
+    others = sections(options.page.read_text(encoding="utf-8")) if options.page.exists() else {}
     options.page.write_text(text, encoding="utf-8")
+    for heading, part in others.items():  # those of the other programs of `make bench`
+        if heading not in sections(text):
+            put(heading, part, options.page)
     return 0
 
 
