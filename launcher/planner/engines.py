@@ -113,6 +113,15 @@ def _sharded_faults(train: Train, need: Resources) -> Iterator[Fault]:
         yield Fault("train.liger", "Liger's kernels are for GPUs, this stage has none", "remove it")
 
 
+def memory_hint(recipe: Recipe) -> str:
+    """What to do where weights, gradients and optimizer do not fit."""
+    train = recipe.train
+    if train is None or train.engine not in SHARDED:
+        return 'use more ranks with tensor or pipeline, or tuner = "lora"'
+    divided = train.fsdp is not None or (train.deepspeed is not None and train.deepspeed.stage == 3)
+    return ("use more ranks" if divided else "use stage = 3") + ', tuner = "lora" or "qlora", or offload = "cpu"'
+
+
 def engine_warnings(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
     """What the engine will do otherwise than one may think."""
     train = recipe.train

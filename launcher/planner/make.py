@@ -13,7 +13,7 @@ from launcher.models import FoundModel, ModelFacts
 from launcher.plan import Environment, Plan, Resources, Stage
 from launcher.planner import checks, estimates
 from launcher.planner.boxes import Box, boxes
-from launcher.planner.engines import layout_text
+from launcher.planner.engines import layout_text, memory_hint
 from launcher.planner.resources import decide, gpus_of
 from launcher.recipe import Recipe
 from launcher.sites import Site, resolve_environment
@@ -182,7 +182,7 @@ def _memory(
         where = f"resources.{box.table}" if need.gpus_per_node else f"resources.{box.table}.memory"
         if least > there:
             message = f"weights, gradients and optimizer alone need {show_mib(least)} a rank, there is {what}"
-            faults.append(Fault(where, message, 'use more ranks with tensor or pipeline, or tuner = "lora"'))
+            faults.append(Fault(where, message, memory_hint(recipe)))
         elif wanted > there:
             warnings.append(f"{where}: {box.name} needs about {show_mib(wanted)} a rank, there is {what}")
     return faults, warnings

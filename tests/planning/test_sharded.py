@@ -94,6 +94,12 @@ def test_pissa_is_no_reference_without_its_adapters(planned: Planned) -> None:
     assert [fault for fault in found if fault.where.endswith("train.preference.reference")], found
 
 
+def test_what_does_not_fit_is_told_with_what_this_engine_can_do(planned: Planned) -> None:
+    text = SFT + 'engine = "deepspeed"\n[resources.train]\nmemory = "2G"\n'
+    (fault,) = [each for each in faults(planned, text) if "alone need" in each.message]
+    assert fault.hint == 'use stage = 3, tuner = "lora" or "qlora", or offload = "cpu"'
+
+
 def test_liger_needs_gpus(planned: Planned) -> None:
     found = faults(planned, SFT + 'engine = "fsdp"\nliger = true')
     assert [fault for fault in found if fault.where == "train.liger"], found
