@@ -166,7 +166,7 @@ def _train_rules(train: Train) -> Iterator[Problem]:
         message = f"{train.lora.rank} is not a multiple of 16, which matrix products in fp8 need"
         yield Problem(("train", "lora", "rank"), message)
     if train.optimizer == "muon" and train.tuner != "full":
-        message = f"muon is for whole matrices, and {train.tuner} trains the factors of small ones"
+        message = f"muon is for whole matrices, and {train.tuner} trains narrow factors of them"
         yield Problem(("train", "optimizer"), message, 'use adamw, or tuner = "full"')
     if train.minimum_learning_rate > train.learning_rate:
         yield Problem(
