@@ -28,11 +28,11 @@ def family_faults(train: Train, facts: ModelFacts) -> Iterator[Fault]:
                 yield Fault("train.layout.expert_tensor", "adapters of experts are not divided among ranks", hint)
     if facts.architecture != "gpt_oss":
         return
-    # Transformer Engine has attention sinks in its plain kernels alone; the experts' biases were tried undivided
+    # Transformer Engine has few kernels with sinks, and the biases of experts are tried undivided alone
     if layout.context > 1:
-        yield Fault("train.layout.context", "attention with sinks (gpt_oss) is not divided among ranks", "use 1")
+        yield Fault("train.layout.context", "attention with sinks (gpt_oss) is not divided among ranks here", "use 1")
     if train.packing:
-        yield Fault("train.packing", "attention with sinks (gpt_oss) does not take packed rows", "use packing = false")
+        yield Fault("train.packing", "attention with sinks (gpt_oss) takes no packed rows here", "use packing = false")
     if layout.expert_tensor > 1:
         yield Fault("train.layout.expert_tensor", "experts with biases (gpt_oss) are not divided", "use expert instead")
 

@@ -54,24 +54,24 @@ def keep_logits(chunks: list[Any], file: Path) -> None:
 
     folder = Path(get_model_config(chunks[0]).hf_config.name_or_path)
     tokens = load_file(folder.with_suffix(".reference"))["tokens"]
-    nothing = torch.zeros_like(tokens)
-    batch = Batch([], tokens, nothing, nothing, torch.arange(tokens.shape[1]).expand_as(tokens))
+    nothing, places = torch.zeros_like(tokens[:1]), torch.arange(tokens.shape[1])[None]
+    batches = [Batch([], sequence[None], nothing, nothing, places) for sequence in tokens]
 
     def look(_: Batch, out: Any) -> tuple[Any, Any, Any]:
         return out.sum(), torch.ones((), dtype=torch.int), gather_from_tensor_model_parallel_region(out)
 
     found = forward_backward(
         chunks,
-        lambda: iter([batch]),
+        lambda: iter(batches),
         look,
-        count=1,
-        sequences=len(tokens),
+        count=len(batches),
+        sequences=1,
         length=tokens.shape[1],
         labels=False,
         forward_only=True,
     )
     if reports_alone() and parallel_state.get_data_parallel_rank() == 0:
-        save_file({"logits": found[0].contiguous()}, file)
+        save_file({"logits": torch.cat(found)}, file)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,12 @@ EP2: dict[str, Any] = {"expert": 2}
 DP2: dict[str, Any] = {}
 
 
-LAYOUTS: dict[str, list[dict[str, Any]]] = {"llama": [TP2, TP2_SP, PP2, DP2, CP2], "qwen3": [VPP2], "moe": [EP2]}
+LAYOUTS: dict[str, list[dict[str, Any]]] = {
+    "llama": [TP2, TP2_SP, PP2, DP2, CP2],
+    "qwen3": [VPP2],
+    "moe": [EP2],
+    "deepseek_v3": [CP2],
+}
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)

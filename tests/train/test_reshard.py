@@ -41,6 +41,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], list[tuple[int, dict[str, Any]]]]] = 
     "packed": ("qwen3", {"packing": True}, [(1, {}), (2, CP2), (2, TP2), (2, {})]),
     "moe": ("moe", {}, [(1, {}), (2, EP2), (2, PP2), (2, EP2)]),
     "moe-full": ("moe", {"tuner": "full"}, [(2, EP2), (2, {}), (2, EP2), (1, {})]),
+    "latent": ("deepseek_v3", {"tuner": "full"}, [(2, {**TP2, **EP2}), (2, PP2), (2, EP2), (1, {})]),
     "dpo-full-precomputed": ("llama", {}, [(1, {}), (2, PP2), (2, TP2), (2, {})]),
     "rm": ("llama", {}, [(1, {}), (2, TP2), (2, VPP2), (2, {})]),
 }  # fmt: skip
