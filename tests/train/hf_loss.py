@@ -13,14 +13,19 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from launcher.plan import from_json
+from launcher.plan import Plan, from_json
+from launcher.record import read_json
 from launcher.work.corpus import tokenise
 from launcher.work.data import problems
 from launcher.work.megatron.batches import Batches
 
 
 def main(plan_file: str, exported: str, step: str) -> None:
-    plan = from_json(Path(plan_file).read_text())
+    print(json.dumps(looked_at(from_json(Path(plan_file).read_text()), Path(exported), int(step))))
+
+
+def looked_at(plan: Plan, exported: Path, step: int) -> dict[str, float]:
+    """`loss` and `merged_difference` of an exported model."""
     options = plan.stage("train").options
     train, base = options["train"], options["model"]["path"]
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
@@ -34,7 +39,7 @@ def main(plan_file: str, exported: str, step: str) -> None:
     batches = Batches(samples, train, padding=0, replica=0, replicas=1, context_rank=0, context_ranks=1)
     total, count, logits = 0.0, 0, []
     with torch.no_grad():
-        for sample in batches.of_step(int(step)):
+        for sample in batches.of_step(step):
             tokens = torch.tensor([sample.tokens])
             logits.append(model(tokens).logits[0, :-1])
             losses = torch.nn.functional.cross_entropy(logits[-1], tokens[0, 1:], reduction="none")
@@ -43,16 +48,18 @@ def main(plan_file: str, exported: str, step: str) -> None:
             count += int(mask.sum())
     found = {"loss": total / count}
     adapter = Path(plan.run_dir) / "stages" / "train" / "artifact"
-    if (adapter / "adapter_config.json").is_file():
+    settings = read_json(adapter / "adapter_config.json")
+    experts = getattr(model.config, "num_experts", 0)
+    if settings is not None and not (experts and settings.get("use_dora")):  # PEFT has no DoRA of experts
         from peft import PeftModel
 
         adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
         with torch.no_grad():
             found["merged_difference"] = max(
                 float((adapted(torch.tensor([sample.tokens])).logits[0, :-1] - merged).abs().max())
-                for sample, merged in zip(batches.of_step(int(step)), logits, strict=True)
+                for sample, merged in zip(batches.of_step(step), logits, strict=True)
             )
-    print(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":

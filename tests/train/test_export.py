@@ -11,39 +11,63 @@ from typing import Any
 
 import pytest
 
+from .conftest import HERE, Run, finish_together, train_python, write_run
+from .equivalence import LAYOUTS
+
 pytestmark = pytest.mark.layout
 
-HERE = Path(__file__).parent
 STEPS = 3
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        pytest.param("qwen3", {"tuner": "lora", "layout": {"pipeline": 2}}, id="qwen3-lora-PP2"),
-        pytest.param(
-            "llama",
-            {"tuner": "full", "learning_rate": 1e-3, "layout": {"tensor": 2, "sequence_parallel": True}},
-            id="llama-full-TP2",
-        ),
-        pytest.param("llama", {"tuner": "full", "learning_rate": 1e-3, "method": "cpt", "ranks": 1}, id="llama-cpt"),
-    ],
-)
-def test_transformers_agrees_with_the_next_step(
-    new_run: Callable[..., Any], kind: str, settings: dict[str, Any]
-) -> None:
-    settings = {"ranks": 2, "schedule": "constant", **settings}
-    run = new_run(kind, steps=STEPS, **settings).finish().finish("export")
-    longer = new_run(kind, steps=STEPS + 1, **settings).finish()
-    assert longer.losses()[:STEPS] == run.losses()
-    assert abs(longer.losses()[STEPS] - longer.losses()[0]) > 0.1, "too little was learnt for this to prove anything"
+# what is trained whole here has a learning rate of its own
+FULL: dict[str, Any] = {"tuner": "full", "learning_rate": 1e-3}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama, full": ("llama", "TP2+SP", FULL),
+    "qwen3, lora": ("qwen3", "PP2", {"tuner": "lora"}),
+    "llama, rslora": ("llama", "PP2 VPP2", {"tuner": "rslora"}),
+    "llama, dora": ("llama", "TP2+SP", {"tuner": "dora"}),
+    "llama, pissa": ("llama", "TP2+SP", {"tuner": "pissa"}),
+    "moe, full": ("moe", "EP2", FULL),
+    "moe, lora": ("moe", "EP2", {"tuner": "lora"}),
+    "moe, dora": ("moe", "TP2+SP EP2", {"tuner": "dora"}),
+}
+WITHOUT_ADAPTER = ("llama, full", "moe, full", "moe, dora")  # PEFT has no DoRA of experts
 
+
+def test_what_is_exported_is_what_was_trained(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
+    """transformers finds the loss of the next step, and merged weights give the logits of the adapter through PEFT."""
+    ordered = sorted(CASES, key=lambda name: CASES[name][1])  # runs of one layout share its groups
+
+    def run(name: str, steps: int) -> Run:
+        kind, layout, settings = CASES[name]
+        settings = {"schedule": "constant", "steps": steps, "layout": LAYOUTS[layout].layout, **settings}
+        return write_run(tmp_path / f"{name}-{steps}", tiny_model(kind), 2, {}, settings)
+
+    runs = {name: (run(name, STEPS), run(name, STEPS + 1)) for name in ordered}
+    finish_together([each for pair in runs.values() for each in pair])
+    out = subprocess.run(
+        [train_python(), str(HERE / "export_checks.py"), *(str(run.files.plan) for run, _ in runs.values())],
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
+        check=True,
+        stdout=subprocess.PIPE,
+        timeout=300,
+    )
+    found = dict(zip(runs, json.loads(out.stdout.splitlines()[-1]), strict=True))
+    print(found)
+    for name, (run, longer) in runs.items():
+        assert longer.losses()[:STEPS] == run.losses(), name
+        assert abs(longer.losses()[STEPS] - longer.losses()[0]) > 0.1, f"{name} learnt too little to prove anything"
+        assert found[name]["loss"] == pytest.approx(longer.losses()[STEPS], abs=2e-5), name
+        assert ("merged_difference" in found[name]) == (name not in WITHOUT_ADAPTER)
+        assert found[name].get("merged_difference", 0.0) < 1e-4, name
+
+
+def test_an_exported_model_says_where_it_is_from(new_run: Callable[..., Any]) -> None:
+    settings = {"schedule": "constant", "method": "cpt", **FULL}
+    run = new_run("llama", steps=STEPS, **settings).finish().finish("export")
+    longer = new_run("llama", steps=STEPS + 1, **settings).finish()
     exported = run.files.artifact("export")
-    found = transformers_view(run, exported)
-    assert found["loss"] == pytest.approx(longer.losses()[STEPS], abs=2e-5)
-    if settings["tuner"] == "lora":
-        assert found["merged_difference"] < 1e-4
-
+    assert transformers_view(run, exported)["loss"] == pytest.approx(longer.losses()[STEPS], abs=2e-5)
     card = (exported / "README.md").read_text()
     metrics = run.result("export")["metrics"]
     assert metrics["weights_sha256"] in card
@@ -58,7 +82,7 @@ def transformers_view(run: Any, exported: Path, step: int = STEPS) -> dict[str, 
     """The loss of the step after `step` in what was exported, and how far the adapter's own logits are from it."""
     out = subprocess.run(
         [
-            os.environ["SWIFTLAUNCH_TEST_TRAIN_PYTHON"],
+            train_python(),
             str(HERE / "hf_loss.py"),
             str(run.files.plan),
             str(exported),
