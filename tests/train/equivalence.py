@@ -73,6 +73,7 @@ LAYOUTS: dict[str, Way] = {
     "DP2": Way(2, {}),
     "EP2": Way(2, {"expert": 2}),
     "TP2+SP EP2": Way(2, {**TP2_SP, "expert": 2}),
+    "TP2+SP ETP2": Way(2, {**TP2_SP, "expert_tensor": 2}),
     "TP2+SP PP2": Way(4, {**TP2_SP, "pipeline": 2}),
     "DP2 EP2": Way(4, {"expert": 2}),
 }
@@ -91,8 +92,8 @@ class Cell(NamedTuple):
         return self._replace(layout=ALONE)
 
 
-def refusal(model: str, layout: str) -> str:
-    """Why a plan of this layout is refused for this model; "" where it is not."""
+def refusal(model: str, tuner: str, layout: str) -> str:
+    """Why a plan of this layout is refused for this model and tuner; "" where it is not."""
     ranks, sizes = LAYOUTS[layout]
     faults = layout_faults(
         Layout(**sizes),
@@ -102,12 +103,14 @@ def refusal(model: str, layout: str) -> str:
         micro_batch_size=MICRO_BATCH,
         sequence_length=LENGTH,
     )
+    if MODELS[model].experts and tuner != "full" and Layout(**sizes).expert_tensor > 1:
+        return "adapters of experts are not divided among ranks"  # launcher.planner.families
     return "; ".join(fault.message for fault in faults)
 
 
-def layouts_of(model: str) -> list[str]:
-    """The layouts that this model can have."""
-    return [layout for layout in LAYOUTS if not refusal(model, layout)]
+def layouts_of(model: str, tuner: str) -> list[str]:
+    """The layouts that this model can have with this tuner."""
+    return [layout for layout in LAYOUTS if not refusal(model, tuner, layout)]
 
 
 class Difference(NamedTuple):

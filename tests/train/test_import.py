@@ -23,8 +23,7 @@ KINDS = ("llama", "qwen3", "moe", "glm")
 CASES = [
     *((kind, Way(1, {})) for kind in KINDS),
     *((kind, LAYOUTS[name]) for kind in ("llama", "qwen3") for name in ("TP2", "TP2+SP", "PP2", "PP2 VPP2", "CP2")),
-    *(("moe", LAYOUTS[name]) for name in ("TP2+SP", "PP2 VPP2", "CP2", "EP2", "TP2+SP EP2")),
-    ("moe", Way(2, {**TP2_SP, "expert_tensor": 2})),
+    *(("moe", LAYOUTS[name]) for name in ("TP2+SP", "PP2 VPP2", "CP2", "EP2", "TP2+SP EP2", "TP2+SP ETP2")),
     *(("glm", LAYOUTS[name]) for name in ("PP2", "TP2+SP EP2")),
     ("llama", LAYOUTS["TP2+SP PP2"]),
     ("moe", Way(4, {**TP2_SP, "pipeline": 2, "expert": 2})),

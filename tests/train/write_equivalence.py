@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
             part = [found[cell] for cell in found if (cell.model, cell.tuner) == (model, tuner)]
             print("\n".join(table(model, tuner, chosen.methods, found, curves)), flush=True)
             print(f"{sum(map(equal, part))} of {len(part)} cells are equal\n", flush=True)
-    if len(found) == sum(len(layouts_of(model)) - 1 for model in MODELS) * len(TUNERS) * len(methods):
+    if len(found) == len(methods) * sum(len(layouts_of(*pair)) - 1 for pair in product(MODELS, TUNERS)):
         PAGE.write_text(page(found, curves, versions), encoding="utf-8")
     return 0 if all(map(equal, found.values())) else 1
 
@@ -78,8 +78,8 @@ def main(arguments: Sequence[str]) -> int:
 def trained(model: str, tuner: str, methods: Sequence[str], folder: Path) -> dict[Cell, Run | str]:
     """All runs of a model and a tuner; a text instead where they did not come to their end."""
     runs: dict[Cell, Run | str] = {}
-    for ranks in sorted({LAYOUTS[layout].ranks for layout in layouts_of(model)}):
-        layouts = [layout for layout in layouts_of(model) if LAYOUTS[layout].ranks == ranks]
+    for ranks in sorted({LAYOUTS[layout].ranks for layout in layouts_of(model, tuner)}):
+        layouts = [layout for layout in layouts_of(model, tuner) if LAYOUTS[layout].ranks == ranks]
         cells = [Cell(model, tuner, method, layout) for layout, method in product(layouts, methods)]
         started = time.monotonic()
         try:
@@ -119,7 +119,7 @@ def table(
     curves: dict[Cell, tuple[float, float]],
 ) -> Iterator[str]:
     """One line a method: the loss of one process, and the differences of each layout."""
-    layouts = [layout for layout in layouts_of(model) if layout != ALONE]
+    layouts = [layout for layout in layouts_of(model, tuner) if layout != ALONE]
     yield "| method | loss | " + " | ".join(layouts) + " |"
     yield "|---|---|" + "---|" * len(layouts)
     for method in methods:
@@ -158,10 +158,13 @@ def page(found: dict[Cell, Outcome], curves: dict[Cell, tuple[float, float]], ve
         "| model | layout | why |",
         "|---|---|---|",
     ]
-    refusals: list[tuple[str, str, Any]] = [
-        (model, layout, refusal(model, layout)) for model, layout in product(MODELS, LAYOUTS)
-    ]
-    lines += [f"| {model} | {layout} | {why} |" for model, layout, why in refusals if why]
+    for model, layout in product(MODELS, LAYOUTS):
+        whys = {tuner: refusal(model, tuner, layout) for tuner in TUNERS}
+        if whys["full"]:
+            lines.append(f"| {model} | {layout} | {whys['full']} |")
+        elif any(whys.values()):
+            tuners = ", ".join(tuner for tuner, why in whys.items() if why)
+            lines.append(f"| {model}, {tuners} | {layout} | {max(whys.values())} |")
     return "\n".join(lines) + "\n"
 
 
