@@ -95,7 +95,7 @@ class Train(Section):
     steps: Count | None = None
     """Optimizer steps."""
     epochs: Count | None = None
-    """Passes over the training data, instead of steps."""
+    """Passes over the training data, instead of steps; the last step is filled up with rows of one more pass."""
     global_batch_size: Count
     """Sequences (of preference methods: pairs or verdicts) per optimizer step, over all ranks."""
     micro_batch_size: Count = 1

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import tests.conftest  # noqa: F401 - it names the environments
 from tests.train.conftest import HERE, Run, train_python

@@ -12,10 +12,19 @@ from launcher.work.context import Context
 from launcher.work.megatron import cpu
 from launcher.work.ranks import COLLECTIVE_TIMEOUT, meet
 
+# what libraries tell each other in every run: nobody who trains can do anything about it
+_NOT_OURS = (
+    r"`torch\.distributed\..*` is deprecated",
+    "full scope is deprecated",
+    r"The \.grad attribute of a Tensor that is not a leaf",
+)
+
 
 def prepare() -> None:
     """Set what must be set before Megatron-core is imported; afterwards it can be imported on any machine."""
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # orders communication before compute under TP
+    for message in _NOT_OURS:
+        warnings.filterwarnings("ignore", message=message)
     if not torch.cuda.is_available():
         warnings.filterwarnings("ignore", message=".*Apex .* not installed")
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # fusions would call a C++ compiler at run time
