@@ -32,7 +32,7 @@ _BUILT = {
     },
 }
 ROLES = {"megatron": "train", "deepspeed": "sharded", "fsdp": "sharded"}  # the environment of an engine
-_DIVISIBLE = ("adamw", "adam", "sgd")  # optimizers whose kernels read weights that FSDP has divided
+_DIVISIBLE = ("adamw", "adam", "sgd", "lion")  # optimizers that can update weights which FSDP has divided
 
 
 def layout_of(recipe: Recipe) -> Layout:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from launcher.work.megatron.lion import Lion
 from launcher.work.sharded.apollo import RANK, Apollo
 
-PLAIN = ("adamw", "adam", "sgd")  # torch's own, whose states are tensors of the weights' shapes
+PLAIN = ("adamw", "adam", "sgd", "lion")  # states are tensors of the weights' shapes, and are divided as they are
 GALORE = {"rank": 128, "update_proj_gap": 200, "scale": 0.25, "proj_type": "std"}  # as its authors fine-tune
 
 
@@ -27,9 +28,7 @@ def make_optimizer(model: Any, train: Mapping[str, Any]) -> Any:
     if name == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=betas[0])
     if name == "lion":
-        from bitsandbytes.optim import Lion32bit
-
-        return Lion32bit(groups, lr=rate, betas=betas)
+        return Lion(groups, lr=rate, betas=betas)
     if name == "adamw_8bit":
         from bitsandbytes.optim import AdamW8bit
 
