@@ -38,6 +38,11 @@ class Muon(torch.optim.Optimizer):  # type: ignore[misc]
         if self.rest is not None:
             self.rest.state = self.state
 
+    def names_of(self, parameter: Any) -> tuple[str, ...]:
+        """The states of one parameter, for checkpoints."""
+        matrices = (each for group in self.param_groups if PARTS in group for each in group["params"])
+        return ("momentum_buffer",) if any(each is parameter for each in matrices) else ("exp_avg", "exp_avg_sq")
+
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Any = None) -> None:
         """One step along the gradients that are there. Tensor-parallel ranks call it together."""

@@ -14,7 +14,7 @@ that way: it is kept per rank, for the same layout alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -45,6 +45,11 @@ class Held(NamedTuple):
         """Its state by name, the count of steps left out."""
         state = {name: value for name, value in self.optimizer.state.get(self.main, {}).items() if name != STEP}
         return {COPY: self.main.detach(), **state} if self.copied else state
+
+    def kinds(self, known: Collection[str]) -> Collection[str]:
+        """The names of what its optimizer keeps for it; `known` ones, unless the optimizer says."""
+        names = getattr(self.optimizer, "names_of", None)
+        return names(self.main) if names else known
 
     def divisible(self) -> bool:
         """Whether every state is a tensor of one value per element."""
@@ -132,7 +137,7 @@ def prepare(optimizer: Any, found: Mapping[str, Any]) -> None:
         state = each.optimizer.state[each.main]
         state.clear()
         for name, dtype in found["states"].items():
-            if name != COPY:
+            if name != COPY and name in each.kinds(found["states"]):
                 state[name] = torch.zeros_like(each.main, dtype=getattr(torch, dtype), requires_grad=False)
 
 
