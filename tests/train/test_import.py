@@ -60,7 +60,7 @@ def rounded(model: Path, folder: Path) -> Path:
     shutil.copytree(model, folder)
     code = (
         "import sys, torch; from safetensors.torch import load_file, save_file; path = sys.argv[1]; "
-        "save_file({name: tensor if name.endswith('bias') else tensor.bfloat16() "
+        "save_file({name: tensor if name.endswith('correction_bias') else tensor.bfloat16() "
         "for name, tensor in load_file(path).items()}, path, {'format': 'pt'})"
     )
     subprocess.run([train_python(), "-c", code, str(folder / "model.safetensors")], check=True, timeout=120)
