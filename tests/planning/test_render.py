@@ -58,8 +58,9 @@ with open(os.environ["STUB_FILE"], "a") as file:
     file.write(json.dumps({{"argv": sys.argv, "environment": dict(os.environ)}}) + "\\n")
 if os.path.basename(sys.argv[0]) == "srun":
     if os.environ.get("STUB_WAIT"):
-        signal.signal(signal.SIGUSR2, lambda *_: os._exit(75))
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(76))
+        # a step takes a while to end; bash may lose the code of one that ends in the moment of a signal
+        signal.signal(signal.SIGUSR2, lambda *_: (time.sleep(0.3), os._exit(75)))
+        signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), os._exit(76)))
         with open(os.environ["STUB_WAIT"] + ".part", "w") as file:
             file.write(str(os.getpid()))
         os.rename(file.name, os.environ["STUB_WAIT"])
