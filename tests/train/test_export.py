@@ -29,6 +29,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama, pissa": ("llama", "TP2+SP", {"tuner": "pissa"}),
     "moe, full": ("moe", "EP2", FULL),
     "moe, lora": ("moe", "EP2", {"tuner": "lora"}),
+    "moe, pissa": ("moe", "EP2", {"tuner": "pissa"}),
     "moe, dora": ("moe", "TP2+SP EP2", {"tuner": "dora"}),
 }
 WITHOUT_ADAPTER = ("llama, full", "moe, full", "moe, dora")  # PEFT has no DoRA of experts

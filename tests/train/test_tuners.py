@@ -1,4 +1,7 @@
-"""What tuners train, export and take up again: DoRA, PiSSA and rsLoRA; layouts of DoRA are in test_equivalence.py."""
+"""What the tuners DoRA, PiSSA and rsLoRA train and take up again.
+
+Layouts of DoRA are in test_equivalence.py, what all of them export is in test_export.py.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ import pytest
 
 from .conftest import Run, finish_together, write_run
 from .equivalence import ALONE, LAYOUTS, difference
-from .test_export import transformers_view
 from .test_optimizers import by_transformers, weights
 from .test_reshard import attempt, in_layout
 
@@ -36,7 +38,6 @@ ALONE_RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "as rslora": ("llama", {"tuner": "lora", **lora(16, 64)}),  # 64 / 16 = 16 / sqrt(16)
     "dropped": ("llama", {"tuner": "lora", **lora(16, 64, dropout=0.5)}),
 }
-EXPORTED = [("dora", "PP2"), ("pissa", "TP2+SP"), ("pissa moe", "EP2"), ("rslora", ALONE)]
 PISSA_LAYOUTS = {"pissa": ["TP2", "TP2+SP", "PP2 VPP2", "DP2", "CP2"], "pissa moe": ["EP2"]}
 
 
@@ -45,18 +46,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str]
     """By name and layout."""
     folder, runs = tmp_path_factory.mktemp("runs"), {}
 
-    def add(name: str, layout: str, ending: str = "", steps: int = STEPS) -> None:
+    def add(name: str, layout: str) -> None:
         kind, settings = ALONE_RUNS[name]
-        settings = {"steps": steps, **BETAS, "schedule": "constant", "layout": LAYOUTS[layout].layout, **settings}
+        settings = {"steps": STEPS, **BETAS, "schedule": "constant", "layout": LAYOUTS[layout].layout, **settings}
         place, ranks = folder / f"run-{len(runs)}", LAYOUTS[layout].ranks
-        runs[name + ending, layout] = write_run(place, tiny_model(kind), ranks, {}, settings)
+        runs[name, layout] = write_run(place, tiny_model(kind), ranks, {}, settings)
 
     for layout in LAYOUTS:
         for name in ALONE_RUNS:
             if layout == ALONE or layout in PISSA_LAYOUTS.get(name, ()):
                 add(name, layout)
-            if (name, layout) in EXPORTED:
-                add(name, layout, ", short", STEPS - 1)
     for ranks in (1, 2):
         finish_together([run for run in runs.values() if run.ranks == ranks])
     return runs
@@ -88,17 +87,6 @@ def test_rslora_scales_by_the_root_of_the_rank(trained: dict[tuple[str, str], Ru
 
 def test_dropout_reaches_the_adapters(trained: dict[tuple[str, str], Run]) -> None:
     assert not difference(trained["dropped", ALONE], trained["as rslora", ALONE]).equal
-
-
-@pytest.mark.parametrize(("name", "layout"), EXPORTED)
-def test_merged_and_adapter_are_what_was_trained(trained: dict[tuple[str, str], Run], name: str, layout: str) -> None:
-    """The loss that a longer training has in its last step is what transformers finds in the shorter one's weights."""
-    short = trained[f"{name}, short", layout]
-    short.attempts.clear()
-    short.finish("export")
-    found = transformers_view(short, short.files.artifact("export"), STEPS - 1)
-    assert found["merged_difference"] < 1e-4
-    assert found["loss"] == pytest.approx(trained[name, ALONE].losses()[STEPS - 1], abs=1e-4)
 
 
 STOPPED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
