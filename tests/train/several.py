@@ -39,6 +39,7 @@ class Groups:
     def __init__(self) -> None:
         self._join, self._leave = process.join, ranks.leave
         self._layout: Any = None
+        self._seen = False
 
     def join(self, context: Context, layout: Any, *, seed: int) -> None:
         if layout != self._layout:
@@ -59,6 +60,9 @@ class Groups:
         dist.barrier()
         destroy_num_microbatches_calculator()
         gc.collect()
+        if not self._seen:  # what libraries have made by now stays, and is not to be looked through after each run
+            gc.freeze()
+        self._seen = True
 
 
 def forget() -> None:
