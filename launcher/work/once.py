@@ -37,7 +37,8 @@ def make_once(
         part = folder.with_name(f".{folder.name}.{me}.part")
         if _created(lock, {**who, "host": socket.gethostname(), "part": part.name}):
             try:
-                _make(folder, part, make)
+                if not _there(folder):  # another's, made between our two looks
+                    _make(folder, part, make)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
                 if _owner(lock).get("part") == part.name:  # else somebody took us for dead

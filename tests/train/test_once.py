@@ -53,6 +53,18 @@ def test_many_makers_make_it_once(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["key"], "neither locks nor parts are left"
 
 
+def test_what_is_made_between_two_looks_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, take = tmp_path / "key", once._created
+
+    def late(lock: Path, owner: dict[str, str]) -> bool:
+        folder.mkdir()
+        return take(lock, owner)
+
+    monkeypatch.setattr(once, "_created", late)
+    once.make_once(folder, lambda part: pytest.fail("it is there"), who=ME, on_wait=nothing)
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
 def test_what_fails_leaves_nothing_and_the_next_one_makes_it(tmp_path: Path) -> None:
     folder = tmp_path / "key"
 
