@@ -59,8 +59,9 @@ with open(os.environ["STUB_FILE"], "a") as file:
 if os.path.basename(sys.argv[0]) == "srun":
     if os.environ.get("STUB_WAIT"):
         # a step takes a while to end; bash may lose the code of one that ends in the moment of a signal
-        signal.signal(signal.SIGUSR2, lambda *_: (time.sleep(0.3), os._exit(75)))
-        signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), os._exit(76)))
+        if os.environ["STUB_CATCHES"] == "1":
+            signal.signal(signal.SIGUSR2, lambda *_: (time.sleep(0.3), os._exit(75)))
+            signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), os._exit(76)))
         with open(os.environ["STUB_WAIT"] + ".part", "w") as file:
             file.write(str(os.getpid()))
         os.rename(file.name, os.environ["STUB_WAIT"])
@@ -351,9 +352,17 @@ def test_what_another_attempt_cannot_cure_ends_the_stage(
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR2, 75), (signal.SIGTERM, 76)])
+@pytest.mark.parametrize(
+    ("number", "catches", "code"),
+    [
+        (signal.SIGUSR2, True, 75),
+        (signal.SIGTERM, True, 76),
+        (signal.SIGUSR2, False, 75),  # it had not come so far as to catch them: a stop all the same
+        (signal.SIGTERM, False, 75),
+    ],
+)
 def test_signals_reach_the_step_and_its_code_is_kept(
-    tmp_path: Path, stubs: Path, number: signal.Signals, code: int
+    tmp_path: Path, stubs: Path, number: signal.Signals, catches: bool, code: int
 ) -> None:
     plan = a_plan(tmp_path / "run")
     ready = tmp_path / "ready"
@@ -361,7 +370,8 @@ def test_signals_reach_the_step_and_its_code_is_kept(
     (script.parent / "stages/export").mkdir(parents=True)
     script.write_text(render(plan, assets.folder("templates"))["export"])
     environment = {"PATH": f"{stubs}:{os.environ['PATH']}", "STUB_FILE": str(tmp_path / "calls")}
-    batch = subprocess.Popen(["bash", str(script)], env={**environment, "STUB_WAIT": str(ready), "SLURM_JOB_ID": "7"})
+    environment |= {"STUB_WAIT": str(ready), "STUB_CATCHES": str(int(catches)), "SLURM_JOB_ID": "7"}
+    batch = subprocess.Popen(["bash", str(script)], env=environment)
     try:
         deadline = time.monotonic() + 30
         while not ready.exists() and time.monotonic() < deadline:
@@ -370,6 +380,7 @@ def test_signals_reach_the_step_and_its_code_is_kept(
         if number == signal.SIGTERM:  # the scheduler sends it to the step as well
             os.kill(int(ready.read_text()), number)
         assert batch.wait(timeout=30) == code
+        assert (tmp_path / "run/logs/export/attempt-1/crashed").exists() == (code != 75)
     finally:
         batch.kill()
 

@@ -122,6 +122,9 @@ for signal in USR2 TERM KILL; do
   for ((second = 0; second < patience; second++)); do signal_groups 0 || break 2; sleep 1; done
   patience=5
 done
+# 128 + the signal: ranks that it ended before they could catch it, or what bash says (or -1) of a step that ended in
+# the moment of a signal, whose code it has lost. Either way it is a stop; the next attempt finds what was left.
+[[ $asked -eq 0 || ! $code =~ ^(-1|140|143)$ ]] || code=75
 [ "$code" -ne 0 ] || exit 0
 
 # 75: state saved, run me again; unasked and with a failure-* file it is only what srun stopped after a rank failed.
