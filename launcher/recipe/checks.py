@@ -158,8 +158,6 @@ def _train_rules(train: Train) -> Iterator[Problem]:
         yield Problem(("train", "packing"), f'is for cpt and sft, not "{train.method}"', "remove it")
     if train.neftune_alpha and train.method != "sft":
         yield Problem(("train", "neftune_alpha"), f'is for sft, not "{train.method}"', "remove it")
-    if train.neftune_alpha and train.engine != "megatron":
-        yield Problem(("train", "neftune_alpha"), f"{train.engine} has no noise on embeddings", "remove it")
     if train.precision == "fp8" and train.engine != "megatron":
         yield Problem(("train", "precision"), f"{train.engine} has no fp8", 'write "bf16"')
     if train.precision == "fp8" and train.tuner != "full" and train.lora.rank % 16:

@@ -136,7 +136,7 @@ class Train(Section):
     seed: Seed = 1234
     """Seed of initial adapter weights, data order and dropout."""
     neftune_alpha: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """Strength of the noise on embeddings while training (NEFTune; sft on megatron); 5 to 15 is usual, 0 has none."""
+    """Strength of the noise on embeddings while training (NEFTune; sft); 5 to 15 is usual, 0 has none."""
     activation_recompute: Literal["none", "full", "selective"] = "none"
     """Activations computed again in backward to save memory."""
     lora: Lora = Field(default_factory=Lora)

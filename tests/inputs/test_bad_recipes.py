@@ -109,7 +109,6 @@ CASES = [
     ("steps = 100", 'steps = 100\nschedule = "wsd"', ":8 train.decay_steps", "is required", "tenth"),
     ("steps = 100", "steps = 100\ndecay_steps = 5", ":10 train.decay_steps", 'for schedule = "wsd"', ""),
     ("steps = 100", 'steps = 100\nmethod = "cpt"\nneftune_alpha = 5', ":11 train.neftune_alpha", "is for sft", ""),
-    ("steps = 100", 'steps = 100\nengine = "fsdp"\nneftune_alpha = 5', ":11 train.neftune_alpha", "no noise", ""),
     ("steps = 100", 'steps = 100\ntuner = "lora"\noptimizer = "muon"', ":11 train.optimizer", "whole matrices", ""),
     ("steps = 100", 'steps = 100\nengine = "fsdp"\nprecision = "fp8"', ":11 train.precision", "has no fp8", "bf16"),
     ("[evaluate]", 'tuner="lora"\nprecision="fp8"\nlora.rank = 8\n[evaluate]', ":15 train.lora.rank", "of 16", ""),

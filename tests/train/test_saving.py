@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -90,7 +91,7 @@ def test_a_stop_waits_for_what_is_being_written(new_run: Callable[..., Any]) -> 
     run = new_run(**{**SETTINGS, "steps": 200, "checkpoint": {"every_steps": 1, "keep_last": 3, "asynchronous": False}})
     attempt = run.start()
     run.wait_for_step(3, attempt)
-    attempt.processes[1].send_signal(10)
+    attempt.processes[1].send_signal(signal.SIGUSR2)
     deadline = time.monotonic() + 120
     while any(process.poll() is None for process in attempt.processes):
         assert time.monotonic() < deadline

@@ -21,10 +21,11 @@ pytestmark = pytest.mark.layout
 
 FROZEN: dict[str, Any] = {"reference": "frozen-copy"}
 DPO = {"beta": 0.1, "loss": "sigmoid", "label_smoothing": 0.1, "length_normalization": False, "sft_weight": 0.5}
+PACKED: dict[str, Any] = {"packing": True, "sequence_length": 128, "data": "lengths", "global_batch_size": 4}
 # name -> settings of [train]; `data` names what it learns from, `model` the tiny model
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {},
-    "sft-packed": {"packing": True, "sequence_length": 128, "data": "lengths", "global_batch_size": 4},
+    "sft-packed": PACKED,
     "cpt": {
         "method": "cpt",
         "weight_decay": 0.1,
@@ -36,6 +37,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "sgd": {"optimizer": "sgd", "learning_rate": 1e-2, "gradient_clip": 0.0, "schedule": "linear"},
     "lion": {"optimizer": "lion", "learning_rate": 3e-4, "beta2": 0.99, "weight_decay": 0.1},
+    "noise": {"neftune_alpha": 15.0},
+    "noise-packed": {**PACKED, "neftune_alpha": 15.0},
     "sft-qwen3": {"model": "qwen3"},
     "sft-moe": {"model": "moe"},
     "dpo": {"method": "dpo", "preference": {**DPO, **FROZEN}},
@@ -92,7 +95,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[st
         pytest.param(1, FSDP, ["sft", "sft-packed", "dpo"], id="fsdp-alone"),
         pytest.param(2, FSDP, list(METHODS), id="fsdp"),
         pytest.param(2, ZERO2, ["sft", "sft-packed", "cpt", "lion", "sft-moe", "dpo", "kto", "rm"], id="zero2"),
-        pytest.param(2, ZERO3, ["sft", "dpo", "dpo-precomputed", "kto", "rm"], id="zero3"),
+        pytest.param(2, ZERO3, ["sft", "noise", "dpo", "dpo-precomputed", "kto", "rm"], id="zero3"),
     ],
 )
 def test_engines_train_as_megatron_does(

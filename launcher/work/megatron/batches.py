@@ -23,8 +23,8 @@ Item = TypeVar("Item")
 class Batch:
     """One micro-batch of this rank, [sequences, tokens] each, padded to the sequence length.
 
-    `packed` is Megatron-core's PackedSeqParams where one row holds many sequences. `ids` and `lengths`, in tokens, are
-    of each sequence.
+    `ids` and `lengths`, in tokens, are of each sequence. Where one row holds many, `ends` are the slots of the whole row
+    at which they end, and `packed` is what Megatron-core is told of them, its PackedSeqParams.
     """
 
     ids: list[str]
@@ -34,6 +34,7 @@ class Batch:
     positions: Any
     packed: Any = field(default=None, kw_only=True)
     lengths: list[int] = field(default_factory=list, kw_only=True)
+    ends: list[int] = field(default_factory=list, kw_only=True)
 
 
 def order(count: int, *, seed: int, first: int, size: int) -> list[int]:
@@ -214,7 +215,7 @@ class PackedBatches(Stream[PackedRow]):
             ends.append(self.sequence_length)
         parts = [self._own_part(part.unsqueeze(0), ends) for part in rows.parts]
         lengths = [sample.length for sample in row.samples]
-        return Batch([sample.id for sample in row.samples], *parts, packed=_bounds(ends), lengths=lengths)
+        return Batch([sample.id for sample in row.samples], *parts, packed=_bounds(ends), lengths=lengths, ends=ends)
 
     def _slots(self, length: int) -> int:
         return -(-length // self._unit) * self._unit

@@ -25,10 +25,16 @@ class Noise:
         self.batch: Batch | None = None
 
     def attach(self, chunks: Sequence[Any]) -> None:
-        """Let the model's embedding add it, on the ranks that have one."""
+        """Let the embedding of a Megatron-core model add it, on the ranks that have one."""
         for chunk in chunks:
             if chunk.pre_process:
-                chunk.embedding.register_forward_hook(self._add)
+                chunk.embedding.register_forward_hook(self._add_to_slice)
+
+    def attach_whole(self, embedding: Any) -> None:
+        """Let an embedding add it whose output is [sequences, tokens, numbers], of the first tokens at least."""
+        embedding.register_forward_hook(
+            lambda _, inputs, out: out + self._of(self.batch, out.shape[-1])[:, : out.shape[1]].to(out.dtype)
+        )
 
     def watched(self, step: int, micro: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
         """A step's micro-batches, each known here while the model reads it."""
@@ -36,7 +42,7 @@ class Noise:
             self.step = step
             yield self.batch
 
-    def _add(self, embedding: Any, inputs: Any, out: Any) -> Any:
+    def _add_to_slice(self, embedding: Any, inputs: Any, out: Any) -> Any:
         """`out` is [tokens, sequences, numbers], with sequence parallelism this rank's slice of the tokens."""
         from megatron.core import parallel_state
 
@@ -49,10 +55,9 @@ class Noise:
     def _of(self, batch: Any, size: int) -> Any:
         """[sequences, tokens, size] in fp32: each token's by its position in its sample, of padding none."""
         positions = batch.positions.flatten()
-        if batch.packed is None:
+        ends = [end // self.context_ranks for end in batch.ends]
+        if not ends:
             ends = list(range(batch.positions.shape[1], len(positions) + 1, batch.positions.shape[1]))
-        else:
-            ends = [end // self.context_ranks for end in batch.packed.cu_seqlens_q.tolist()[1:]]
         noise = torch.zeros(len(positions), size, device=positions.device)
         start = 0
         # behind the samples of a packed row is a sequence of what is left, which has no name and no noise

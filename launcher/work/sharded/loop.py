@@ -44,21 +44,21 @@ class ShardedLoop(Loop):
         self.engine.zero_grad()
 
     def _passes(self, micro: Callable[[], Iterator[Batch]]) -> list[Any]:
-        """The batches come first: by how much a loss is divided is known from all of them."""
-        batches = list(micro())
-        divisor = torch.zeros(1, dtype=torch.float64, device=device())
-        for batch in batches:
+        """All batches are looked at first: by how much a loss is divided is known from all of them."""
+        divisor, count = torch.zeros(1, dtype=torch.float64, device=device()), 0
+        for batch in micro():
             divisor += self.objective.divisor(batch)  # type: ignore[arg-type]
+            count += 1
         dist.all_reduce(divisor)
         scale = dist.get_world_size() / float(divisor)  # engines take the mean over ranks
         self.engine.module.train()
         reports = []
         self.meter.computing(on=True)
-        for batch in batches:
+        for number, batch in enumerate(micro(), 1):
             with self.engine.computing():
                 out = outputs(self.engine.module, batch, scores=not self.objective.labels)
             loss, _, report = self._loss(batch, out)
-            self.engine.backward(loss * scale, last=batch is batches[-1])
+            self.engine.backward(loss * scale, last=number == count)
             reports.append(report)
         self.meter.computing(on=False)
         return reports

@@ -24,6 +24,7 @@ def run(context: Context) -> None:
 
     from launcher.work.megatron.checkpoint import Progress
     from launcher.work.megatron.feed import feed
+    from launcher.work.megatron.noise import Noise
     from launcher.work.megatron.objective import NextToken
     from launcher.work.megatron.pairs import PairBatches
     from launcher.work.sharded import engines, pissa
@@ -57,7 +58,11 @@ def run(context: Context) -> None:
     if isinstance(batches, PairBatches):
         objective = preference(context, engine, batches, data=fed.data_sha256)
     else:
-        objective = NextToken(batches)
+        noise = None
+        if alpha := float(train.get("neftune_alpha", 0.0)):
+            noise = Noise(alpha, seed=int(train["seed"]), context_ranks=1)
+            noise.attach_whole(model.get_input_embeddings())
+        objective = NextToken(batches, noise)
     progress = checkpoints.load() or Progress()
     if progress.step and context.is_main:
         context.event("resumed", step=progress.step)
