@@ -23,8 +23,8 @@ Item = TypeVar("Item")
 class Batch:
     """One micro-batch of this rank, [sequences, tokens] each, padded to the sequence length.
 
-    `ids` and `lengths`, in tokens, are of each sequence. Where one row holds many, `ends` are the slots of the whole row
-    at which they end, and `packed` is what Megatron-core is told of them, its PackedSeqParams.
+    `ids` and `lengths`, in tokens, are of each sequence. Where one row holds many, `ends` are the slots of the whole
+    row at which they end, and `packed` is what Megatron-core is told of them, its PackedSeqParams.
     """
 
     ids: list[str]
