@@ -44,8 +44,8 @@ _ENDED = {  # how a stage ended, as one says it of the cause of another's end
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage now. Times are Unix seconds; `step`, `progress`, `ranks` and `spike` are
-    the newest events of their kind."""
+    """One stage now. Times are Unix seconds; `step`, `progress`, `ranks`, `spike` and
+    `validation` are the newest events of their kind."""
 
     name: str
     worker: str
@@ -70,6 +70,7 @@ class StageStatus:
     points: dict[str, int] | None = None
     ranks: Event | None = None  # the newest look at all training ranks: memory, and which one is slow
     spike: Event | None = None  # the newest loss spike
+    validation: Event | None = None  # the newest loss of what is not trained on
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,7 @@ def stage_status(
         progress=_newest(events, "progress"),
         ranks=_newest(events, "ranks"),
         spike=_newest(events, "spike"),
+        validation=_newest(events, "validation"),
         error=_error(files, stage.name, attempts) if state in FAILED else "",
         setback="" if state.terminal else _setback(files, stage.name, attempts),
         excluded=_excluded(files, stage.name),

@@ -194,7 +194,12 @@ def _train_seconds(need: Resources, recipe: Recipe, facts: ModelFacts, rate: _Ra
     layout = layout_of(recipe)
     micro_batches = max(1, train.global_batch_size // (train.micro_batch_size * layout.data_parallel(need.world_size)))
     bubble = (layout.pipeline - 1) / (micro_batches * layout.virtual_pipeline)
-    seconds = START_SECONDS + factor * facts.active_parameters * tokens / rate.flops * (1 + bubble)
+    operations = factor * tokens
+    if train.validation is not None:
+        rows = max(train.global_batch_size, train.validation.limit)
+        looks = steps // train.validation.every_steps + 1
+        operations += 2 * looks * rows * train.sequence_length
+    seconds = START_SECONDS + operations * facts.active_parameters / rate.flops * (1 + bubble)
     work = f"at most {show_count(tokens)} tokens, {factor} operations per weight and token"
     return seconds, f"{work}; {rate.basis}"
 

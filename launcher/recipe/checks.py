@@ -32,7 +32,7 @@ from launcher.recipe.sections import (
 from launcher.recipe.sharded_checks import sharded_rules
 from launcher.recipe.source import Table
 from launcher.recipe.tracking_checks import tracking_rules
-from launcher.recipe.training import ADAPTERS, Lora, Train
+from launcher.recipe.training import ADAPTERS, Lora, Train, Validation
 from launcher.refusals import is_ours, looks_secret, sbatch_refusal
 from launcher.rows import PARTS
 
@@ -71,7 +71,9 @@ def _rules(sections: dict[str, Any], *, present: set[str]) -> Iterator[Problem]:
         if name in present and "data" not in present:
             yield Problem((name,), "needs a [data] table", 'add [data] with source = "files" or "reasoning-gym"')
     if isinstance(data, Data):
-        yield from _data_rules(data, trains="train" in present, scores="evaluate" in present)
+        looks = "[train.validation]" if isinstance(train, Train) and train.validation else ""
+        scores = "[evaluate]" if "evaluate" in present else looks
+        yield from _data_rules(data, trains="train" in present, scores=scores)
     if isinstance(train, Train):
         yield from _train_rules(train)
         if isinstance(data, Data):
@@ -97,7 +99,8 @@ _FILES_KEYS = ("train", "evaluation", "format", "columns")
 _GENERATED_KEYS = ("task", "task_options", "train_size", "train_seed", "evaluation_size", "evaluation_seed")
 
 
-def _data_rules(data: Data, *, trains: bool, scores: bool) -> Iterator[Problem]:
+def _data_rules(data: Data, *, trains: bool, scores: str) -> Iterator[Problem]:
+    """`scores` names a table that reads the evaluation data, if there is one."""
     foreign = _GENERATED_KEYS if data.source == "files" else _FILES_KEYS
     for key in foreign:
         if getattr(data, key) != Data.model_fields[key].get_default(call_default_factory=True):
@@ -108,7 +111,7 @@ def _data_rules(data: Data, *, trains: bool, scores: bool) -> Iterator[Problem]:
         if trains and not data.train:
             yield Problem(("data", "train"), "is required: files to train on", 'write train = ["data/train-*.jsonl"]')
         if scores and not data.evaluation:
-            yield Problem(("data", "evaluation"), "is required: files to evaluate on", "or remove [evaluate]")
+            yield Problem(("data", "evaluation"), "is required: files to evaluate on", f"or remove {scores}")
         for key in sorted(set(data.train) & set(data.evaluation)):
             yield Problem(
                 ("data", "evaluation"), f"{shown(key)} is also trained on", "score rows that were not trained on"
@@ -184,8 +187,22 @@ def _train_rules(train: Train) -> Iterator[Problem]:
         yield Problem(
             ("train", "lora"), f'has no meaning with tuner = "{train.tuner}"', 'write tuner = "lora", or remove it'
         )
+    if train.validation is not None:
+        yield from _validation_rules(train, train.validation)
     yield from sharded_rules(train)
     yield from preference_rules(train.method, train.preference, adapts=train.tuner in ADAPTERS)
+
+
+def _validation_rules(train: Train, validation: Validation) -> Iterator[Problem]:
+    if train.method not in ("cpt", "sft"):
+        yield Problem(("train", "validation"), f'is for cpt and sft, not "{train.method}"', "remove it")
+    checkpoint = train.checkpoint
+    if checkpoint.keep_best and checkpoint.every_steps % validation.every_steps:
+        yield Problem(
+            ("train", "validation", "every_steps"),
+            f"does not divide checkpoint.every_steps = {checkpoint.every_steps}",
+            "keep_best goes by the validation loss, which each checkpoint then needs",
+        )
 
 
 def _quantize_rules(quantize: Quantize, data: object, *, has_data: bool) -> Iterator[Problem]:

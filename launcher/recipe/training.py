@@ -58,11 +58,21 @@ class Checkpoint(Section):
     keep_last: Count = 2
     """Checkpoints to keep; older ones are deleted after a newer one is complete."""
     keep_best: CountOrZero = 0
-    """Checkpoints to keep besides, those with the lowest mean training loss over the steps since the one before."""
+    """Checkpoints to keep besides, those with the lowest validation loss; without [train.validation] those with the
+    lowest mean training loss over the steps since the one before."""
     asynchronous: bool = True
     """Write beside training, from a copy in host memory; training stands only while the copy is made."""
     save_optimizer: bool = True
     """Save optimizer state too; without it a resumed run starts its optimizer afresh."""
+
+
+class Validation(Section):
+    """The loss of rows that are not trained on, while training (cpt and sft)."""
+
+    every_steps: Count
+    """Look after this many optimizer steps; after the last one too."""
+    limit: Count = 512
+    """The first so many rows of the evaluation data, of which whole global batches are looked at."""
 
 
 class DeepSpeed(Section):
@@ -155,6 +165,8 @@ class Train(Section):
     """Parallel layout."""
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     """Checkpoints."""
+    validation: Validation | None = None
+    """Loss of rows that are not trained on."""
 
     @model_validator(mode="before")
     @classmethod

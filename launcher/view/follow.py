@@ -14,7 +14,7 @@ from launcher.standing import RunStatus, StageStatus
 from launcher.states import State
 from launcher.units import show_seconds
 from launcher.view.course import Course, Courses
-from launcher.view.metrics import slow_text, spike_text
+from launcher.view.metrics import slow_text, spike_text, validation_text
 from launcher.view.results import headline
 from launcher.view.words import clock, run_state_text, soon, state_text
 
@@ -137,11 +137,12 @@ def _expected(stage: StageStatus) -> str:
 
 
 def remarks(stage: StageStatus) -> list[str]:
-    """What of a running stage's training a person may want to look into: a slow rank, the newest loss spike."""
+    """What of a running stage's training is worth a line: the newest validation, a slow rank, the newest loss spike."""
     if not _goes(stage):
         return []
     slow = slow_text(stage.ranks) if stage.ranks else ""
-    return [*([slow] if slow else []), *([spike_text(stage.spike)] if stage.spike else [])]
+    looked = [validation_text(stage.validation)] if stage.validation else []
+    return [*looked, *([slow] if slow else []), *([spike_text(stage.spike)] if stage.spike else [])]
 
 
 def server_address(stage: StageStatus) -> str:

@@ -20,6 +20,7 @@ from launcher.view.data_report import show_lengths
 from launcher.view.svg import BOTTOM, GAP, HEIGHT, LEFT, TOP, Axis, frame, picture
 
 ROWS = 20  # of the table, unless another number is asked for
+_VALIDATIONS = 5  # that are shown beside them
 SLOW = 1.2  # times the usual from which a rank is worth a word
 _ABOUT = ("kind", "stage", "rank", "group", "steps")
 _PARTS = ("data", "compute", "pipeline", "reference", "exchange", "optimizer", "checkpoint")
@@ -37,16 +38,18 @@ _POINTS = 600  # of a curve; of more steps the lowest and the highest of each sh
 def metrics(files: RunDir, run_id: str, stage: str) -> dict[str, Any]:
     """What a stage's events say of its steps; a step that was done again counts once, as it was last.
 
-    {run_id, stage, steps: [{step, attempt, time, loss, ...}], resumed: [steps], ranks, spikes, data, tracking}; `ranks`
-    is the newest look at all ranks, `data` what the data were, each None where there is none.
+    {run_id, stage, steps: [{step, attempt, time, loss, ...}], validation: [{step, loss, ...}], resumed: [steps], ranks,
+    spikes, data, tracking}; `ranks` is the newest look at all ranks, `data` what the data were, None where unknown.
     """
     events = read_events(files.events, stage=stage)
-    by_step = {int(event["step"]): event for event in events if event["kind"] == "step"}
+    by_step = _by_step(events, "step")
+    validated = _by_step(events, "validation")
     trackers = {str(event["tracker"]): event for event in events if event["kind"] == "tracking"}
     return {
         "run_id": run_id,
         "stage": stage,
         "steps": [_without(by_step[step], _ABOUT) for step in sorted(by_step)],
+        "validation": [_without(validated[step], _ABOUT) for step in sorted(validated)],
         "resumed": [int(event["step"]) for event in events if event["kind"] == "resumed"],
         "ranks": _newest(events, "ranks"),
         "spikes": [_without(event, _ABOUT) for event in events if event["kind"] == "spike"],
@@ -73,6 +76,8 @@ def show_metrics(found: Mapping[str, Any], console: Console, *, rows: int = ROWS
     console.print(Text.assemble((found["run_id"], "bold"), f"  {found['stage']}, {counted(len(steps), 'step')}"))
     if steps:
         _show_steps(_some(steps, rows), console)
+        for each in _some(found["validation"], rows and min(rows, _VALIDATIONS)):
+            console.print(Text(validation_text(each)))
         console.print(Text(_split(steps)))
     if found["ranks"]:
         console.print(Text(memory_text(found["ranks"])))
@@ -107,6 +112,12 @@ def slow_text(ranks: Mapping[str, Any], *, least: float = SLOW) -> str:
     return f"slowest: rank {ranks['slow_rank']} on {ranks['slow_node']}, {ranks['slowdown']:.2f} x the usual"
 
 
+def validation_text(validation: Mapping[str, Any]) -> str:
+    """A look at rows that are not trained on."""
+    samples = counted(validation["samples"], "sample")
+    return f"validation after step {validation['step']}: loss {_number(validation['loss'])} of {samples}"
+
+
 def spike_text(spike: Mapping[str, Any]) -> str:
     """What a spike was, and some of its samples."""
     name = "loss" if spike["figure"] == "loss" else "gradient norm"
@@ -120,7 +131,7 @@ def spike_text(spike: Mapping[str, Any]) -> str:
 def metrics_svg(found: Mapping[str, Any]) -> str:
     """The course of loss, gradient norm, learning rate, tokens per second and, where it is known, MFU.
 
-    Grey lines are where an attempt began, red ones are spikes.
+    Grey lines are where an attempt began, red ones are spikes; orange dots are the loss of what is not trained on.
     """
     steps = found["steps"]
     panels = [(key, name) for key, name in _PANELS.items() if any(step.get(key) is not None for step in steps)]
@@ -130,7 +141,9 @@ def metrics_svg(found: Mapping[str, Any]) -> str:
         points = [(int(step["step"]), float(step[key])) for step in steps if step.get(key) is not None]
         jumps = key in ("loss", "grad_norm")
         spikes = [int(spike["step"]) for spike in found["spikes"] if jumps]
-        parts += _curve(name, points, top, found["resumed"], spikes, even=not jumps)
+        held_out = found["validation"] if key == "loss" else []
+        beside = [(int(each["step"]), float(each["loss"])) for each in held_out if each["loss"] is not None]
+        parts += _curve(name, points, top, found["resumed"], spikes, even=not jumps, beside=beside)
     height = TOP + max(1, len(panels)) * (HEIGHT + BOTTOM)
     return picture(LEFT + _PANEL_WIDTH + 2 * GAP, height, f"{found['run_id']}: {found['stage']}", parts)
 
@@ -143,9 +156,11 @@ def _curve(
     spikes: Sequence[int],
     *,
     even: bool,
+    beside: Sequence[tuple[int, float]] = (),
 ) -> list[str]:
     left, bottom = GAP + LEFT, top + HEIGHT
-    across, up = Axis([step for step, _ in points], even=True), Axis([value for _, value in points], even=even)
+    across = Axis([step for step, _ in points], even=True)
+    up = Axis([value for _, value in (*points, *beside)], even=even)
     parts = frame(left, top, _PANEL_WIDTH, name, across, up)
     first, last = points[0][0], points[-1][0]
     for marked, colour in ((resumed, "#bbb"), (spikes, "#d62728")):
@@ -161,6 +176,10 @@ def _curve(
         for step, value in _thinned(points)
     )
     parts.append(f'<polyline points="{line}" fill="none" stroke="#1f77b4" stroke-width="1.5"/>')
+    for step, value in beside:
+        x, y = left + across.place(step) * _PANEL_WIDTH, bottom - up.place(value) * HEIGHT
+        told = f"validation: {value:.6g} at step {step}"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="#ff7f0e"><title>{escape(told)}</title></circle>')
     told = f"{name}: {points[-1][1]:.6g} at step {last}"
     x, y = left + across.place(last) * _PANEL_WIDTH, bottom - up.place(points[-1][1]) * HEIGHT
     parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="#1f77b4"><title>{escape(told)}</title></circle>')
@@ -213,6 +232,10 @@ def _some(steps: Sequence[Any], rows: int) -> list[Any]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
+
+
+def _by_step(events: Sequence[Event], kind: str) -> dict[int, Event]:
+    return {int(event["step"]): event for event in events if event["kind"] == kind}
 
 
 def _newest(events: Sequence[Event], kind: str) -> dict[str, Any] | None:

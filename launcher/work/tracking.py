@@ -27,7 +27,8 @@ TRACKERS: dict[str, Callable[[Context], Board]] = {
 }
 _CLOSE_SECONDS = {FINISHED: 120.0, FAILED: 20.0, STOPPED: 20.0}  # for what is left to write; a stop leaves two minutes
 _ABOUT = ("time", "kind", "stage", "attempt", "rank", "group", "step", "steps")  # of an event: no figures
-_PREFIX = {"step": "train", "ranks": "ranks"}  # event -> what the names of its figures begin with
+# event -> what the names of its figures begin with
+_PREFIX = {"step": "train", "ranks": "ranks", "validation": "validation"}
 
 
 def check(context: Context) -> None:

@@ -63,6 +63,8 @@ def trained(run_dir: RunDir) -> RunDir:
             recorder.event("step", 10_000 * (attempt - 1) + step, step=step, steps=STEPS, seconds=1.0, **figures)
         recorder.event("ranks", 10_000 * attempt, step=last, **RANKS)
     recorder.event("spike", 401.0, step=SPIKE, figure="loss", value=9.0, usual=1.0, limit=2.0, samples=list("abcdefg"))
+    for step in (500, 1000):
+        recorder.event("validation", 10_000 + step, step=step, steps=STEPS, loss=700 / step, samples=24, tokens=480)
     recorder.event("tracking", 1.0, tracker="wandb", place="", trouble="CommError: no answer")
     recorder.event("tracking", 2.0, tracker="mlflow", place="https://mlflow.example.org")
     return run_dir
@@ -91,6 +93,8 @@ def test_the_table_says_what_matters(trained: RunDir) -> None:
     assert "time: compute 80%, optimizer 10%" in lines
     assert "memory up to 61.2 GiB a GPU (rank 3 on n2), 4.1 GiB a process" in lines
     assert "slowest: rank 9 on n5, 1.30 x the usual" in lines
+    assert "validation after step 500: loss 1.4 of 24 samples" in lines
+    assert "validation after step 1000: loss 0.7 of 24 samples" in lines
     assert "resumed after step 500" in lines
     assert "step 400: loss 9, usual 1; samples a, b, c, d, e and 2 more" in lines
     assert "  tokens: 10 to 200, mean 77, 230 in all" in lines
@@ -125,6 +129,9 @@ def test_the_picture_keeps_a_single_high_step(trained: RunDir) -> None:
     assert sorted(heights)[0] < sorted(heights)[1], "the spike is the one highest point of the loss"
     colours = [line.get("stroke") for line in picture.iter(f"{space}line") if line.get("stroke-dasharray")]
     assert (colours.count("#bbb"), colours.count("#d62728")) == (5, 2)  # an attempt in all panels, a spike in two
+    held_out = [dot for dot in picture.iter(f"{space}circle") if dot.get("fill") == "#ff7f0e"]
+    told = [title.text for dot in held_out for title in dot.iter(f"{space}title")]
+    assert told == ["validation: 1.4 at step 500", "validation: 0.7 at step 1000"]
 
 
 def test_the_command(
@@ -167,10 +174,12 @@ def test_status_tells_of_mfu_memory_a_slow_rank_and_a_spike(
         step={**step, "tokens_per_second": 52e3, "mfu": 0.41},
         ranks=RANKS,
         spike=spike,
+        validation={"step": 3, "loss": 1.75, "samples": 64},
     )
     text = printed(show_status, dataclasses.replace(finished, stages=(stage,), run_dir=tmp_path), width=160)
     assert "5/9 steps  loss 1.500  52.0 k tok/s  41% MFU  61.2 GiB" in text
     assert "train: slowest: rank 9 on n5, 1.30 x the usual" in text
+    assert "train: validation after step 3: loss 1.75 of 64 samples" in text
     assert "train: step 4: gradient norm no number; samples row:7" in text
 
 

@@ -109,6 +109,13 @@ CASES = [
     ("steps = 100", 'steps = 100\nschedule = "wsd"', ":8 train.decay_steps", "is required", "tenth"),
     ("steps = 100", "steps = 100\ndecay_steps = 5", ":10 train.decay_steps", 'for schedule = "wsd"', ""),
     ("steps = 100", 'steps = 100\nmethod = "cpt"\nneftune_alpha = 5', ":11 train.neftune_alpha", "is for sft", ""),
+    (
+        "[evaluate]",
+        "[train.validation]\nevery_steps = 30\n[train.checkpoint]\nkeep_best = 1\n[evaluate]",
+        ":14 train.validation.every_steps",
+        "does not divide checkpoint.every_steps = 100",
+        "keep_best",
+    ),
     ("steps = 100", 'steps = 100\ntuner = "lora"\noptimizer = "muon"', ":11 train.optimizer", "whole matrices", ""),
     ("steps = 100", 'steps = 100\nengine = "fsdp"\nprecision = "fp8"', ":11 train.precision", "has no fp8", "bf16"),
     ("[evaluate]", 'tuner="lora"\nprecision="fp8"\nlora.rank = 8\n[evaluate]', ":15 train.lora.rank", "of 16", ""),

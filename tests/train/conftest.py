@@ -111,6 +111,10 @@ class Run:
     def norms(self) -> list[float]:
         return [event["grad_norm"] for _, event in sorted(self.steps().items())]
 
+    def validated(self) -> dict[int, float]:
+        """Step -> loss of what is not trained on."""
+        return {event["step"]: event["loss"] for event in self.events("validation")}
+
     def result(self, stage: str = "train") -> dict[str, Any]:
         return dict(json.loads(self.files.result(stage).read_text()))
 

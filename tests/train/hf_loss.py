@@ -1,6 +1,7 @@
 """Prints what transformers makes of a trained model, as JSON: hf_loss.py PLAN EXPORTED STEP (in the train environment).
 
 loss: of the exported model on the global batch of one step, by a forward pass that shares no code with training.
+validation_loss: of the rows that it was validated with, if it was.
 merged_difference: largest difference of logits between the exported model and base model plus adapter.
 """
 
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,6 +21,7 @@ from launcher.record import read_json
 from launcher.work.corpus import tokenise
 from launcher.work.data import problems
 from launcher.work.megatron.batches import Batches
+from launcher.work.samples import SampleLike
 
 
 def main(plan_file: str, exported: str, step: str) -> None:
@@ -37,16 +41,12 @@ def looked_at(plan: Plan, exported: Path, step: int) -> dict[str, float]:
         sequence_length=train["sequence_length"],
     )
     batches = Batches(samples, train, padding=0, replica=0, replicas=1, context_rank=0, context_ranks=1)
-    total, count, logits = 0.0, 0, []
-    with torch.no_grad():
-        for sample in batches.of_step(step):
-            tokens = torch.tensor([sample.tokens])
-            logits.append(model(tokens).logits[0, :-1])
-            losses = torch.nn.functional.cross_entropy(logits[-1], tokens[0, 1:], reduction="none")
-            mask = torch.tensor(sample.trained[1:])
-            total += float(losses[mask].sum())
-            count += int(mask.sum())
-    found = {"loss": total / count}
+    loss, logits = _judged(model, batches.of_step(step))
+    found = {"loss": loss}
+    if train.get("validation"):
+        rows = problems(options["data"], "evaluation")[: train["validation"]["limit"]]
+        held_out = tokenise(rows, tokenizer, method=train["method"], sequence_length=train["sequence_length"])
+        found["validation_loss"], _ = _judged(model, held_out)
     adapter = Path(plan.run_dir) / "stages" / "train" / "artifact"
     settings = read_json(adapter / "adapter_config.json")
     experts = getattr(model.config, "num_experts", 0)
@@ -60,6 +60,20 @@ def looked_at(plan: Plan, exported: Path, step: int) -> dict[str, float]:
                 for sample, merged in zip(batches.of_step(step), logits, strict=True)
             )
     return found
+
+
+@torch.no_grad()
+def _judged(model: Any, samples: Sequence[SampleLike]) -> tuple[float, list[Any]]:
+    """Mean loss of the tokens that count, and the logits of each sample."""
+    total, count, logits = 0.0, 0, []
+    for sample in samples:
+        tokens = torch.tensor([sample.tokens])
+        logits.append(model(tokens).logits[0, :-1])
+        losses = torch.nn.functional.cross_entropy(logits[-1], tokens[0, 1:], reduction="none")
+        mask = torch.tensor(sample.trained[1:])
+        total += float(losses[mask].sum())
+        count += int(mask.sum())
+    return total / count, logits
 
 
 if __name__ == "__main__":

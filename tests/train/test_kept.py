@@ -35,6 +35,13 @@ def test_the_newest_and_the_best_stay(tmp_path: Path, last: int, best: int, gone
     assert [int(path.name[5:]) for path in outdated(tmp_path, last=last, best=best)] == gone
 
 
+def test_a_checkpoint_of_unknown_loss_is_never_the_best(tmp_path: Path) -> None:
+    for step, loss in ((1, None), (2, 9.0), (3, None)):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        (tmp_path / f"step-{step:08d}/manifest.json").write_text(json.dumps({"loss": loss}))
+    assert [path.name for path in outdated(tmp_path, last=1, best=1)] == ["step-00000001"]
+
+
 def test_a_damaged_manifest_is_never_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         (tmp_path / f"step-{step:08d}").mkdir()

@@ -107,8 +107,8 @@ class Checkpoints:
         """Whether a checkpoint is being written."""
         return self._pending is not None
 
-    def begin(self, progress: Progress, *, loss: float) -> None:
-        """Begin to save; `settle` publishes. Not while one is pending. `loss` says how good this checkpoint is.
+    def begin(self, progress: Progress, *, loss: float | None) -> None:
+        """Begin to save; `settle` publishes. Not while one is pending. `loss`, if it is known, says how good it is.
 
         Raises OSError where the disk is full.
         """
@@ -147,7 +147,7 @@ class Checkpoints:
         step = int(pending.manifest["progress"]["step"])
         return Saved(step, pending.final, now - pending.started, pending.stalled + now - started, size)
 
-    def _begin(self, progress: Progress, loss: float, part: Path, final: Path, started: float) -> None:
+    def _begin(self, progress: Progress, loss: float | None, part: Path, final: Path, started: float) -> None:
         from megatron.core import dist_checkpointing
 
         if dist.get_rank() == 0:

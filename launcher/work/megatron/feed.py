@@ -14,17 +14,19 @@ from launcher.work.data import fingerprint, problems
 from launcher.work.megatron.batches import Batches, PackedBatches
 from launcher.work.megatron.pairs import PairBatches
 from launcher.work.megatron.preference import METHODS, pair_batches
+from launcher.work.megatron.validation import Validation
 from launcher.work.packing import pack
 from launcher.work.ranks import hash_files
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Batches, the hash of the rows that they are made of, and figures for the stage's result."""
+    """Batches, the hash of the rows that they are made of, figures for the stage's result, and what validates."""
 
     batches: Batches | PackedBatches | PairBatches
     data_sha256: str
     figures: Mapping[str, Any]
+    validation: Validation | None = None
 
 
 def feed(context: Context, tokenizer: Any, place: Mapping[str, int], *, tensor_ranks: int = 1) -> Feed:
@@ -55,7 +57,10 @@ def feed(context: Context, tokenizer: Any, place: Mapping[str, int], *, tensor_r
         for warning in corpus.warnings(facts, int(train["sequence_length"])):
             print(f"warning: {warning}", file=sys.stderr, flush=True)
     names = ("samples", "rows_left_out", "rows_cut", "packs", "packing_efficiency")
-    return Feed(batches, data_sha256, {name: facts[name] for name in names if name in facts})
+    validation = None
+    if train.get("validation"):
+        validation = Validation(context.options, tokenizer, place, tensor_ranks=tensor_ranks)
+    return Feed(batches, data_sha256, {name: facts[name] for name in names if name in facts}, validation)
 
 
 def _hashes(data: Mapping[str, Any]) -> dict[str, str]:

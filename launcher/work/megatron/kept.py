@@ -25,5 +25,5 @@ def outdated(folder: Path, *, last: int, best: int) -> list[Path]:
 def _loss(path: Path) -> float:
     try:
         return float(read_json(path / MANIFEST)["loss"])
-    except (ValueError, KeyError, TypeError):  # a damaged manifest
+    except (ValueError, KeyError, TypeError):  # a damaged manifest, or one that knows none
         return math.inf

@@ -19,6 +19,7 @@ from launcher.work.megatron.kept import published
 from launcher.work.megatron.model import Model
 from launcher.work.megatron.objective import NextToken, Preference
 from launcher.work.megatron.optimizer import set_rates
+from launcher.work.megatron.validation import Validation
 from launcher.work.meter import EXCHANGE, REFERENCE, SAVE, SCHEDULE, UPDATE, Meter
 from launcher.work.ranks import device
 from launcher.work.reporting import Reports
@@ -40,14 +41,15 @@ class Loop:
         checkpoints: Checkpoints,
         *,
         steps: int,
+        validation: Validation | None = None,
     ) -> None:
         self.context = context
         self.train: Mapping[str, Any] = context.options["train"]
         self.model, self.optimizer = model, optimizer
         self.batches, self.objective, self.checkpoints = batches, objective, checkpoints
-        self.steps = steps
+        self.steps, self.validation = steps, validation
         self.every = int(self.train["checkpoint"]["every_steps"])
-        self.longest_step, self.longest_save = 0.0, _UNKNOWN_SAVE_SECONDS
+        self.longest_step, self.longest_look, self.longest_save = 0.0, 0.0, _UNKNOWN_SAVE_SECONDS
         self.since_save: list[float] = []  # losses of the steps since the last checkpoint
         self.seen: list[tuple[list[str], Any, Any]] = []  # of this step's micro-batches: samples, loss, divisor
         self.meter = self._connected()
@@ -103,6 +105,8 @@ class Loop:
             )
             self.context.watchdog.beat(progress.step, self.steps)
             self.since_save.append(progress.loss)
+            if not stop:
+                self._validate(progress.step)
             if last or progress.step % self.every == 0:
                 self._save(progress, wait=last)
             if stop and progress.step < self.steps:
@@ -154,6 +158,43 @@ class Loop:
             labels=self.objective.labels,
         )
 
+    def _validate(self, step: int) -> None:
+        """Look at the rows that are not trained on, where this is the step for it."""
+        found = self.validation
+        if found is None or not found.due(step, last=step == self.steps):
+            return
+        started = time.monotonic()
+        self._settle(wait=False)
+        totals = torch.zeros(2, dtype=torch.float64)  # loss, tokens
+        with self.context.watchdog.unhurried():
+            for number in range(found.looks):
+                for report in self._look(found, number):
+                    totals += report.double().cpu()
+            totals = totals.to(device())
+            dist.all_reduce(totals)
+        loss, tokens = totals.tolist()
+        seconds = time.monotonic() - started
+        self.longest_look = max(self.longest_look, seconds)
+        self.reports.validation(step, loss / tokens, tokens=int(tokens), samples=found.samples, seconds=seconds)
+
+    def _look(self, validation: Validation, number: int) -> list[Any]:
+        """Reports of one global batch that is not trained on, on the ranks whose reports count."""
+        chunks, batches = self.model.chunks, validation.batches
+        for chunk in chunks:
+            chunk.eval()
+        reports = forward_backward(
+            chunks,
+            validation.objective.begin(number),
+            validation.objective.loss,
+            count=batches.micro_batches,
+            sequences=batches.micro_batch_size,
+            length=batches.sequence_length,
+            forward_only=True,
+        )
+        for chunk in chunks:
+            chunk.train()
+        return reports if reports_alone() else []
+
     def _loss(self, batch: Batch, out: Any) -> tuple[Any, Any, Any]:
         """The objective's, remembered for the case that a sample has to be named."""
         loss, divisor, report = self.objective.loss(batch, out)
@@ -192,7 +233,8 @@ class Loop:
         if not self.context.is_main:
             return False
         saves = 1 + self.checkpoints.pending  # the one that is being written comes first
-        return self.context.time_is_up(step_seconds=self.longest_step, save_seconds=saves * self.longest_save)
+        step_seconds = self.longest_step + self.longest_look
+        return self.context.time_is_up(step_seconds=step_seconds, save_seconds=saves * self.longest_save)
 
     def _earlier_save(self) -> float:
         """The longest save of earlier attempts, in seconds; without one a guess."""
@@ -205,8 +247,11 @@ class Loop:
     def _save(self, progress: Progress, *, wait: bool) -> None:
         """Save beside the steps that follow; with `wait` it is done on return."""
         self._settle(wait=True)
+        loss: float | None = sum(self.since_save) / len(self.since_save)
+        if self.validation is not None:
+            loss = self.reports.validated.get(progress.step)
         with self.context.watchdog.unhurried(), self.meter.phase(SAVE):
-            self.checkpoints.begin(progress, loss=sum(self.since_save) / len(self.since_save))
+            self.checkpoints.begin(progress, loss=loss)
         self.since_save.clear()
         if wait or not self.checkpoints.asynchronous:
             self._settle(wait=True)

@@ -32,9 +32,7 @@ class Noise:
 
     def attach_whole(self, embedding: Any) -> None:
         """Let an embedding add it whose output is [sequences, tokens, numbers], of the first tokens at least."""
-        embedding.register_forward_hook(
-            lambda _, inputs, out: out + self._of(self.batch, out.shape[-1])[:, : out.shape[1]].to(out.dtype)
-        )
+        embedding.register_forward_hook(self._add_to_rows)
 
     def watched(self, step: int, micro: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
         """A step's micro-batches, each known here while the model reads it."""
@@ -44,6 +42,8 @@ class Noise:
 
     def _add_to_slice(self, embedding: Any, inputs: Any, out: Any) -> Any:
         """`out` is [tokens, sequences, numbers], with sequence parallelism this rank's slice of the tokens."""
+        if not embedding.training:
+            return out
         from megatron.core import parallel_state
 
         noise = self._of(self.batch, out.shape[-1]).transpose(0, 1)
@@ -51,6 +51,12 @@ class Noise:
             ranks, rank = len(noise) // len(out), parallel_state.get_tensor_model_parallel_rank()
             noise = noise.chunk(ranks)[rank]
         return out + noise.to(out.dtype)
+
+    def _add_to_rows(self, embedding: Any, inputs: Any, out: Any) -> Any:
+        """`out` is [sequences, tokens, numbers]."""
+        if not embedding.training:
+            return out
+        return out + self._of(self.batch, out.shape[-1])[:, : out.shape[1]].to(out.dtype)
 
     def _of(self, batch: Any, size: int) -> Any:
         """[sequences, tokens, size] in fp32: each token's by its position in its sample, of padding none."""

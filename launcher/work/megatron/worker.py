@@ -82,7 +82,7 @@ def run(context: Context) -> None:
     if context.is_main:
         context.event("metric", name="prepare_seconds", value=time.monotonic() - started)
 
-    loop = Loop(context, model, optimizer, batches, objective, checkpoints, steps=int(steps))
+    loop = Loop(context, model, optimizer, batches, objective, checkpoints, steps=int(steps), validation=fed.validation)
     progress = loop.train_until_done(progress)
 
     artifact = context.files.artifact(context.stage.name)

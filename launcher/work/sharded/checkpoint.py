@@ -60,7 +60,7 @@ class Checkpoints:
         """Whether one is written and not published."""
         return self._pending is not None
 
-    def begin(self, progress: Progress, *, loss: float) -> None:
+    def begin(self, progress: Progress, *, loss: float | None) -> None:
         """Write a checkpoint beside its place; `settle` publishes it. Raises OSError where the disk is full."""
         started = time.monotonic()
         final = self.folder / f"step-{progress.step:08d}"

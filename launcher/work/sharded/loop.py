@@ -12,6 +12,7 @@ from launcher.work.context import Context
 from launcher.work.megatron.batches import Batch, Stream
 from launcher.work.megatron.loop import Loop
 from launcher.work.megatron.objective import NextToken, Preference
+from launcher.work.megatron.validation import Validation
 from launcher.work.meter import Meter
 from launcher.work.ranks import device
 from launcher.work.sharded.checkpoint import Checkpoints
@@ -31,11 +32,12 @@ class ShardedLoop(Loop):
         checkpoints: Checkpoints,
         *,
         steps: int,
+        validation: Validation | None = None,
     ) -> None:
         self.engine = engine
         model: Any = engine
         kept: Any = checkpoints
-        super().__init__(context, model, engine.optimizer, batches, objective, kept, steps=steps)
+        super().__init__(context, model, engine.optimizer, batches, objective, kept, steps=steps, validation=validation)
 
     def _connected(self) -> Meter:
         return Meter(self.context)
@@ -61,6 +63,16 @@ class ShardedLoop(Loop):
             self.engine.backward(loss * scale, last=number == count)
             reports.append(report)
         self.meter.computing(on=False)
+        return reports
+
+    def _look(self, validation: Validation, number: int) -> list[Any]:
+        self.engine.module.eval()
+        reports = []
+        for batch in validation.objective.begin(number)():
+            with torch.no_grad(), self.engine.computing():
+                out = outputs(self.engine.module, batch)
+            _, _, report = validation.objective.loss(batch, out)
+            reports.append(report)
         return reports
 
     def _apply(self) -> float:

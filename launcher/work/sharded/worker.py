@@ -72,7 +72,7 @@ def run(context: Context) -> None:
     if context.is_main:
         context.event("metric", name="prepare_seconds", value=time.monotonic() - started)
 
-    loop = ShardedLoop(context, engine, batches, objective, checkpoints, steps=int(steps))
+    loop = ShardedLoop(context, engine, batches, objective, checkpoints, steps=int(steps), validation=fed.validation)
     progress = loop.train_until_done(progress)
 
     artifact = context.files.artifact(context.stage.name)
@@ -88,6 +88,7 @@ def run(context: Context) -> None:
                 "tokens": progress.tokens,
                 "tokens_per_second": progress.tokens / progress.seconds,
                 "seconds": progress.seconds,
+                **loop.reports.figures(),
                 **fed.figures,
             },
             artifacts={
