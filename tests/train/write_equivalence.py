@@ -1,4 +1,4 @@
-"""Trains every cell and writes docs/equivalence.md: `make equivalence`, some forty minutes on two cores.
+"""Trains every cell and writes docs/equivalence.md: `make equivalence`, 23 minutes on two cores.
 
 `--models`, `--tuners` and `--methods` choose some of them; the page is written for all alone.
 """
