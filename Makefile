@@ -66,9 +66,9 @@ bench: $(STAMP) $(TRL)  ## what a submission costs beside bare sbatch, training 
 	$(BIN)/python -m tests.bench
 	$(BIN)/swiftlaunch env sync --site local train
 	$(BIN)/swiftlaunch models fetch --site local $(MODEL)
-	$(BIN)/python -m tests.bench.saves  # how long training stands for a checkpoint; prints its table
-	$(BIN)/python -m tests.bench.training  # tokens a second beside bare Megatron-core and TRL; a section of the page
-	$(BIN)/python -m tests.bench.data  # packing and tokenisation of training data; prints its tables
+	$(BIN)/python -m tests.bench.saves  # how long training stands for a checkpoint
+	$(BIN)/python -m tests.bench.training  # tokens a second beside bare Megatron-core and TRL
+	$(BIN)/python -m tests.bench.data  # packing and tokenisation of training data
 
 cluster:  ## a real Slurm cluster on this machine, to try things on
 	@tests/system-packages.sh slurm

@@ -17,8 +17,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from launcher.work import corpus
 from launcher.work.data import Problem, stream
 from launcher.work.packing import pack
 from launcher.work.samples import SampleWriter, StoredSamples
+from tests.bench.page import PAGE, machine, put, table
 
 SEQUENCE_LENGTHS = (1024, 2048, 4096, 8192, 32768)
 MOST_ROWS = 10_000
@@ -36,6 +38,7 @@ GOAL = 0.98
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=1024, help="size of the file that is tokenised")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page to write a section of")
     parser.add_argument("--model", help="folder of the model whose tokenizer counts")
     arguments = parser.parse_args()
     if arguments.model is None:  # outside the train environment: go there
@@ -43,16 +46,22 @@ def main() -> None:
 
         python, model = os.environ["SWIFTLAUNCH_TEST_TRAIN_PYTHON"], os.environ["SWIFTLAUNCH_TEST_MODEL"]
         words = [python, "-m", "tests.bench.data", "--model", model, "--mib", str(arguments.mib)]
+        words += ["--page", str(arguments.page)]
         sys.exit(subprocess.run(words, check=False).returncode)
     from transformers import AutoTokenizer
 
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     rows = list(islice(functions(), MOST_ROWS))
-    worst = min(efficiencies(measure(rows, tokenizer)))
+    about, lengths = measure(rows, tokenizer)
+    packed = {capacity: packing(lengths, capacity) for capacity in SEQUENCE_LENGTHS}
     with tempfile.TemporaryDirectory() as folder:
-        tokenise(rows, tokenizer, Path(folder), arguments.mib)
-    if worst < GOAL:
+        rate = tokenise(rows, tokenizer, Path(folder), arguments.mib)
+    head = ("sequence_length", "packed rows", "slots filled", "without packing", "seconds")
+    filled = table(head, [(str(capacity), *cells) for capacity, (_, cells) in packed.items()])
+    text = f"{textwrap.fill(about, 118)}\n\n{filled}\n\n{textwrap.fill(rate, 118)}"
+    print(text)
+    put("Data", text, arguments.page)
+    if min(efficiency for efficiency, _ in packed.values()) < GOAL:
         sys.exit(f"packing fills less than {GOAL:.0%} of the slots")
 
 
@@ -75,32 +84,31 @@ def functions() -> Iterator[Problem]:
                 yield Problem(f"{path.name}:{node.lineno}", ({"role": "user", "content": words},), source)
 
 
-def measure(rows: list[Problem], tokenizer: Any) -> list[int]:
-    """Tokens of each row, and their distribution."""
+def measure(rows: list[Problem], tokenizer: Any) -> tuple[str, list[int]]:
+    """What the rows are in words, and the tokens of each."""
     cutter = corpus.Cutter(tokenizer, method="sft", sequence_length=2**24)
     lengths = [sample.length for sample in cutter.run(rows)]
     found = cutter.lengths.result()
-    print(f"rows: {len(rows)} documented functions, {found.total} tokens, {found.smallest} to {found.largest}")
-    print("      " + ", ".join(f"{percent} % up to {length}" for percent, length in found.percentiles))
-    return lengths
+    shares = ", ".join(f"{percent} % up to {length}" for percent, length in found.percentiles)
+    about = (
+        f"Rows are {len(rows)} documented functions of Python libraries with {found.smallest} to {found.largest} "
+        f"tokens ({shares}), cut to the sequence length."
+    )
+    return about, lengths
 
 
-def efficiencies(lengths: list[int]) -> Iterator[float]:
-    """Share of slots that hold a token, for each sequence length; longer rows are cut to it."""
-    print("| sequence_length | rows | packed rows | slots filled | without packing | seconds |")
-    print("|---:|---:|---:|---:|---:|---:|")
-    for capacity in SEQUENCE_LENGTHS:
-        cut = [min(length, capacity) for length in lengths]
-        started = time.perf_counter()
-        packs = pack(cut, capacity, seed=1234)
-        seconds = time.perf_counter() - started
-        alone = sum(cut) / (len(cut) * capacity)
-        print(f"| {capacity} | {len(cut)} | {len(packs)} | {packs.efficiency:.2%} | {alone:.1%} | {seconds:.2f} |")
-        yield packs.efficiency
+def packing(lengths: list[int], capacity: int) -> tuple[float, Sequence[str]]:
+    """The share of slots that hold a token, and a line of the table: it beside that of rows which are not packed."""
+    cut = [min(length, capacity) for length in lengths]
+    started = time.perf_counter()
+    packs = pack(cut, capacity, seed=1234)
+    seconds = time.perf_counter() - started
+    alone = sum(cut) / (len(cut) * capacity)
+    return packs.efficiency, (str(len(packs)), f"{packs.efficiency:.2%}", f"{alone:.1%}", f"{seconds:.2f}")
 
 
-def tokenise(rows: list[Problem], tokenizer: Any, folder: Path, mib: int) -> None:
-    """Write a file of these rows again and again and tokenise it as a training stage does."""
+def tokenise(rows: list[Problem], tokenizer: Any, folder: Path, mib: int) -> str:
+    """Write a file of these rows again and again and tokenise it as a training stage does; how that went, in words."""
     lines = [
         json.dumps({"messages": row.conversation}, ensure_ascii=False).replace("\\n", f"\\n{number} ", 1)
         for number, row in enumerate(rows)
@@ -122,12 +130,14 @@ def tokenise(rows: list[Problem], tokenizer: Any, folder: Path, mib: int) -> Non
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     size = file.stat().st_size / 2**20
-    print(f"tokenised {size:.0f} MiB, {cutter.lengths.rows} rows, {writer.tokens} tokens in {seconds:.0f} s")
-    print(f"          {size / seconds:.1f} MiB/s, {writer.tokens / seconds:.0f} tokens/s, {os.cpu_count()} cores")
-    print(f"memory    {before:.0f} MiB before, {after:.0f} MiB at most while tokenising")
     started = time.perf_counter()
     packs = pack(StoredSamples(folder / "samples").lengths(), 4096, seed=1)
-    print(f"packed    {packs.efficiency:.2%} of the slots filled, in {time.perf_counter() - started:.1f} s")
+    return (
+        f"A file of {size:.0f} MiB, {cutter.lengths.rows} rows, is tokenised in {seconds:.0f} s on {machine()}: "
+        f"{size / seconds:.1f} MiB/s, {writer.tokens / seconds:.0f} tokens/s. The process has {before:.0f} MiB of "
+        f"memory before and {after:.0f} MiB at most meanwhile. Packing its {writer.tokens} tokens into rows of 4096 "
+        f"takes {time.perf_counter() - started:.1f} s and fills {packs.efficiency:.2%} of the slots."
+    )
 
 
 if __name__ == "__main__":

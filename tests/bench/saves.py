@@ -12,21 +12,24 @@ import os
 import statistics
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tests.conftest  # noqa: F401 - it names the environments
+from tests.bench.page import PAGE, machine, put, table
 from tests.train.conftest import Run, finish_together, write_run
 
 GOAL = 0.10
 EVERY = 4
-STEPS = 3 * EVERY + 1
+STEPS = 4 * EVERY - 1  # a checkpoint is written before the next one is due, as it is in real runs
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page to write a section of")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="swiftlaunch-bench-") as folder:
         runs = [
@@ -39,13 +42,20 @@ def main(arguments: Sequence[str]) -> None:
         beside = [save for asynchronous, run in runs if asynchronous for save in saves(run)]
         busy, quiet = steps([run for asynchronous, run in runs if asynchronous])
     stall, stand = (statistics.median(save["stall_seconds"] for save in found) for found in (beside, waits))
-    print(f"a checkpoint of {waits[0]['bytes'] / 1e9:.2f} GB, median of {len(waits)} and {len(beside)}")
-    print("| saving | training stands | until it is published |")
-    print("|---|---:|---:|")
-    print(f"| training waits | {stand:.2f} s | {statistics.median(save['seconds'] for save in waits):.2f} s |")
-    print(f"| beside training | {stall:.2f} s | {statistics.median(save['seconds'] for save in beside):.2f} s |")
-    print(f"stall of a save beside training over one that waits: {stall / stand:.1%}")
-    print(f"steps while a checkpoint was written: {busy:.2f} s, else {quiet:.2f} s")
+    whole = {found is beside: statistics.median(save["seconds"] for save in found) for found in (waits, beside)}
+    about = (
+        f"A checkpoint of SmolLM2-135M in full training, {waits[0]['bytes'] / 1e9:.2f} GB, one process with one thread "
+        f"on {machine()}; median of {len(waits)} saves each, the first of a run among them, which also makes room for "
+        f"the copy. A save beside training holds it up for {stall / stand:.1%} of one that it waits for. Steps while a "
+        f"checkpoint was written took {busy:.2f} s, others {quiet:.2f} s."
+    )
+    rows = [
+        ("training waits", f"{stand:.2f} s", f"{whole[False]:.2f} s"),
+        ("beside training", f"{stall:.2f} s", f"{whole[True]:.2f} s"),
+    ]
+    text = textwrap.fill(about, 118) + "\n\n" + table(("saving", "training stands", "until it is published"), rows)
+    print(text)
+    put("Saving", text, options.page)
     if stall / stand > GOAL:
         sys.exit(f"training stands for more than {GOAL:.0%} of a save that waits")
 

@@ -33,7 +33,7 @@ from launcher.work.folders import sha256_of
 from launcher.work.megatron import optimizer_state
 from launcher.work.megatron.kept import MANIFEST, outdated, published
 from launcher.work.megatron.model import Model
-from launcher.work.megatron.saving import Snapshot, Writer, without_processes
+from launcher.work.megatron.saving import Deletion, Snapshot, Writer, without_processes
 from launcher.work.ranks import hash_files, listed
 
 
@@ -99,6 +99,7 @@ class Checkpoints:
         self.loaded_from = ""
         self._snapshot = Snapshot()
         self._pending: _Pending | None = None
+        self._deletion = Deletion()
         self._checked = False  # whether Megatron-core has found every tensor whole
         without_processes()
 
@@ -139,6 +140,8 @@ class Checkpoints:
                 return None
             self._pending = None
             size = self._publish(pending)
+            if wait:
+                self._deletion.wait()
         except BaseException as error:  # torch's CheckpointException is no Exception
             self._pending = None
             self._give_up(pending.part, pending.final, error)
@@ -152,6 +155,7 @@ class Checkpoints:
 
         if dist.get_rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._deletion.wait()
             for stale in self.folder.glob(".*.part"):
                 shutil.rmtree(stale)
             part.mkdir()
@@ -191,8 +195,7 @@ class Checkpoints:
                 shutil.rmtree(final)
             os.replace(part, final)
             _flush(self.folder)
-            for old in outdated(self.folder, last=self.keep_last, best=self.keep_best):
-                shutil.rmtree(old)
+            self._deletion.begin(outdated(self.folder, last=self.keep_last, best=self.keep_best))
         dist.barrier()
         return sum(facts["bytes"] for facts in files.values())
 
@@ -303,11 +306,12 @@ def verified(path: Path) -> tuple[Any, str]:
 
 def _agreed(writer: Writer) -> bool:
     """Whether all ranks have written their part. Raises what made one fail; on other ranks, that one has."""
-    counts = torch.tensor([float(writer.is_alive()), float(writer.error is not None)], dtype=torch.float64).to("cuda")
+    alive, error = writer.is_alive(), writer.error  # as all are told, whatever happens meanwhile
+    counts = torch.tensor([float(alive), float(error is not None)], dtype=torch.float64).to("cuda")
     dist.all_reduce(counts)
     writing, failed = counts.tolist()
-    if writer.error is not None:
-        raise writer.error
+    if error is not None:
+        raise error
     if failed:
         raise ConnectionError("another rank could not write its part of the checkpoint")
     return not writing

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,30 @@ class Writer(threading.Thread):
                 os.fsync(out.fileno())
             self.files[name] = {"sha256": sha256_of(Path(path)), "bytes": os.path.getsize(path)}
         results.put(written)
+
+
+class Deletion:
+    """Deletes old checkpoints beside training: large files take time. What a death leaves goes with the next save."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def begin(self, paths: Sequence[Path]) -> None:
+        """Take them away under other names, that of what is half written, and begin to delete them."""
+        aside = [path.with_name(f".{path.name}.old.part") for path in paths]
+        for path, place in zip(paths, aside, strict=True):
+            os.replace(path, place)
+        self._thread = threading.Thread(target=_delete, args=(aside,), name="deletion", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+
+def _delete(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def without_processes() -> None:
