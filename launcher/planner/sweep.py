@@ -170,9 +170,11 @@ def _metric_faults(table: SweepTable, plans: Sequence[Plan], names: Sequence[str
     if not all(_has(other, stage) for other in plans):
         yield Fault("sweep.metric", f"not every point has a stage {stage}", "choose the metric of another stage")
     known = list(METRICS.get(plan.stage(stage).worker, ()))
-    options = plan.stage(stage).options.get("evaluate")
-    if isinstance(options, dict) and not options.get("perplexity"):
+    options = plan.stage(stage).options
+    if isinstance(options.get("evaluate"), dict) and not options["evaluate"].get("perplexity"):
         known.remove("perplexity")
+    if plan.stage(stage).worker == "train" and not options["train"].get("validation"):
+        known.remove("validation_loss")
     if metric not in known:
         close = difflib.get_close_matches(metric, known, n=1)
         hint = f"did you mean {stage}.{close[0]}?" if close else "it has " + ", ".join(known)

@@ -385,6 +385,25 @@ def test_signals_reach_the_step_and_its_code_is_kept(
         batch.kill()
 
 
+@pytest.mark.parametrize(
+    ("said", "stopped"),
+    [
+        ("slurmstepd-n1: error: *** STEP 16.0 ON n1 CANCELLED AT 2026-11-23T10:19:50 DUE TO PREEMPTION ***\n", True),
+        ("slurmstepd-n1: error: *** STEP 16.0 ON n1 CANCELLED AT 2026-11-23T10:19:50 DUE TO TIME LIMIT ***\n", True),
+        ("slurmstepd-n1: error: *** STEP 16.0 ON n1 CANCELLED AT 2026-11-23T10:19:50 ***\n", False),  # a rank failed
+        ("", False),
+    ],
+)
+def test_ranks_that_a_stop_ended_before_they_could_catch_it(
+    tmp_path: Path, stubs: Path, said: str, stopped: bool
+) -> None:
+    """Slurm need not tell the batch shell of a preemption: the step's words are all that is known of it here."""
+    root = tmp_path / "run"
+    code, _ = run_script(a_plan(root), stubs, STUB_CODE="143", STUB_STEP=said, STUB_MAKES="failure-1.json")
+    assert code == (75 if stopped else 143)
+    assert (root / "logs/export/attempt-1/crashed").exists() == (not stopped)
+
+
 def test_empty_arrays_do_not_end_an_old_bash() -> None:
     """With set -u, bash before 4.4 takes "${empty[@]}" for a variable that is not set."""
     text = "".join(path.read_text() for path in assets.folder("templates").glob("*.j2"))

@@ -108,6 +108,12 @@ def test_the_metric_of_an_early_stage_leaves_the_export_to_the_best(sweep: Swept
     assert (found.each, found.best) == (("train",), TRAINED[1:])
 
 
+def test_the_validation_loss_is_a_metric_where_there_is_one(sweep: Swept) -> None:
+    text = CHAIN.replace("[train]\n", "[train]\nvalidation.every_steps = 5\n", 1)
+    found = sweep(RATES + 'metric = "train.validation_loss"\ngoal = "minimize"\n', text=text)
+    assert found.each[0] == "train"
+
+
 def test_points_have_folders_and_plans_of_their_own(sweep: Swept) -> None:
     placed, plans = sweep(RATES).placed(2)
     assert [(point.array, point.task) for point in placed.points] == [(0, 0), (0, 1), (1, 0)]
@@ -171,6 +177,7 @@ def test_points_may_differ_in_their_stages(sweep: Swept) -> None:
         (RATES + 'metric = "evalute.accuracy"\n', "sweep.metric", "no stage 'evalute'", "did you mean evaluate?"),
         (RATES + 'metric = "accuracy"\n', "sweep.metric", "no stage 'accuracy'", "evaluate.accuracy"),
         (RATES + 'metric = "evaluate.acuracy"\n', "sweep.metric", "no metric 'acuracy'", "mean evaluate.accuracy?"),
+        (RATES + 'metric = "train.validation_loss"\n', "sweep.metric", "no metric 'validation_loss'", "final_loss"),
         (RATES + 'metric = "train.loss"\n', "sweep.metric", "no metric 'loss'", "final_loss"),
         (
             RATES + 'metric = "baseline.accuracy"\n',
