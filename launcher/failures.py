@@ -41,7 +41,7 @@ class Signature(NamedTuple):
     hint: str = ""
 
 
-_FULL = "make room on this file system"
+FULL_DISK = "make room on this file system"
 # In order: the first that matches counts. A broken GPU also reads "CUDA error", so nodes come before crashes.
 _TEXTS = (
     Signature(OUT_OF_MEMORY, r"(CUDA|HIP|XPU) out of memory", "torch: c10/cuda/CUDACachingAllocator.cpp", _LESS_MEMORY),
@@ -70,13 +70,15 @@ _TEXTS = (
 # Passing faults in words that no recipe and no model's file has: they count in exceptions of any class, since libraries
 # have classes of their own, and before any other text but those of too little memory and of sick nodes.
 _TEXTS_OF_ANY = (
-    Signature(CRASH, r"No space left on device|os error 28\b", "Linux: ENOSPC; safetensors has Rust's words", _FULL),
+    Signature(
+        CRASH, r"No space left on device|os error 28\b", "Linux: ENOSPC; safetensors has Rust's words", FULL_DISK
+    ),
     Signature(CRASH, r"Input/output error|Stale file handle|os error (5|116)\b", "Linux: EIO, ESTALE; Rust's std::io"),
     Signature(
         CRASH,
         r"PytorchStreamWriter failed writing|enforce fail at inline_container",
         "torch: caffe2/serialize/inline_container.cc",
-        _FULL,
+        FULL_DISK,
     ),
     Signature(
         CRASH, r"DataLoader worker .*(killed by signal|exited unexpectedly)", "torch: DataLoader.cpp, dataloader.py"

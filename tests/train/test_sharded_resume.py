@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +134,34 @@ def _with_one_rank(run: Run) -> Run:
     write_text(run.files.plan, json.dumps(plan))
     assert from_json(run.files.plan.read_text()).stage("train").resources.world_size == 1
     return Run(run.files, 1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """With room for one checkpoint of a tiny model."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+@pytest.mark.parametrize("settings", [FSDP, ZERO2], ids=["fsdp", "zero2"])
+def test_a_full_disk_is_told_and_the_next_attempt_goes_on(
+    tiny_model: Callable[[str], Path], tmp_path: Path, small_disk: Path, settings: dict[str, Any]
+) -> None:
+    run = made(tmp_path / "run", tiny_model, 2, {"steps": 5, **_saving(2), **settings})
+    folder = run.files.checkpoints("train")
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(small_disk)
+    attempt = start([run], settings["engine"])
+    assert 0 not in attempt.wait(300), attempt.text()
+    for log in attempt.logs:
+        last = log.read_text().rstrip().splitlines()[-1]
+        assert last.endswith(f"OSError: [Errno 28] No space left on device: '{folder}/step-00000004'"), last
+    assert [path.name for path in folder.iterdir()] == ["step-00000002"], "nothing half written takes room"
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    finish([run], settings["engine"], number=2)
+    assert run.events("resumed")[-1]["step"] == 2
+    assert len(run.losses()) == 5

@@ -12,7 +12,6 @@ ranks have; random states are of ranks, and go on in the same layout alone.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import random
@@ -33,7 +32,7 @@ from launcher.work.folders import sha256_of
 from launcher.work.megatron import optimizer_state
 from launcher.work.megatron.kept import MANIFEST, outdated, published
 from launcher.work.megatron.model import Model
-from launcher.work.megatron.saving import Deletion, Snapshot, Writer, without_processes
+from launcher.work.megatron.saving import Deletion, Snapshot, Writer, in_plain_words, without_processes
 from launcher.work.ranks import hash_files, listed
 
 
@@ -201,7 +200,7 @@ class Checkpoints:
 
     def _give_up(self, part: Path, final: Path, error: BaseException) -> None:
         shutil.rmtree(part, ignore_errors=True)
-        if plain := _in_plain_words(error, final):
+        if plain := in_plain_words(error, final):
             raise plain from error
 
     def load(self) -> Progress | None:
@@ -315,19 +314,6 @@ def _agreed(writer: Writer) -> bool:
     if failed:
         raise ConnectionError("another rank could not write its part of the checkpoint")
     return not writing
-
-
-def _in_plain_words(error: BaseException, path: Path) -> Exception | None:
-    """What made a save fail, as an exception that tells whether another attempt can help; None where it tells itself.
-
-    Megatron-core turns what it saw into text, and gives that to the first rank alone.
-    """
-    if getattr(error, "failures", None) == {}:
-        return ConnectionError(f"another rank could not write its part of {path.name}")
-    for number in (errno.ENOSPC, errno.EDQUOT):
-        if os.strerror(number) in str(error):
-            return OSError(number, os.strerror(number), str(path))
-    return None
 
 
 def _random_state() -> dict[str, Any]:

@@ -7,6 +7,7 @@ A thread has neither problem, and writing and hashing large blocks leave the int
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from launcher.failures import FULL_DISK, classify
 from launcher.work.folders import sha256_of
 
 
@@ -116,6 +118,20 @@ class Deletion:
 def _delete(folders: Sequence[Path]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def in_plain_words(error: BaseException, path: Path) -> Exception | None:
+    """What made a save fail, as an exception that tells whether another attempt can help; None where it tells itself.
+
+    torch and Megatron-core turn what they saw into text, and may give that to the first rank alone.
+    """
+    if getattr(error, "failures", None) == {}:
+        return ConnectionError(f"another rank could not write its part of {path.name}")
+    if os.strerror(errno.EDQUOT) in str(error):
+        return OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(path))
+    if classify(error).hint == FULL_DISK:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    return None
 
 
 def without_processes() -> None:

@@ -27,6 +27,7 @@ from launcher.errors import WorkerError
 from launcher.record import write_json
 from launcher.work.megatron.checkpoint import Progress, Saved, verified
 from launcher.work.megatron.kept import MANIFEST, outdated, published
+from launcher.work.megatron.saving import in_plain_words
 from launcher.work.ranks import hash_files, listed
 from launcher.work.sharded.engines import Engine
 
@@ -76,8 +77,10 @@ class Checkpoints:
             torch.save(_random_state(), part / f"random-{dist.get_rank()}.pt")
             if dist.get_rank() == 0 and self._start.exists():
                 shutil.copyfile(self._start, part / self._start.name)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(part, ignore_errors=True)
+            if plain := in_plain_words(error, final):
+                raise plain from error
             raise
         manifest = {
             "progress": asdict(progress),
