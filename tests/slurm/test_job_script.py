@@ -99,6 +99,22 @@ def test_preempted_job_comes_back(start: Start, cluster: Cluster) -> None:
     assert not chain.files.crashed("first", 1).exists()
 
 
+def test_preempted_before_a_rank_could_catch_it(start: Start, cluster: Cluster) -> None:
+    """Slurm tells the steps alone of a preemption: that this is no crash, the job script has to find out."""
+    stages = {"first": ["wait", "done"], "second": ["done"]}
+    chain = start(stages, nodes=4, cpus_per_task=8, partition="spare", extra=("--hold",))
+    slow = "import os, time\nif os.environ.get('SLURM_PROCID') == '1' and os.environ['SWIFTLAUNCH_ATTEMPT'] == '1':\n"
+    (chain.files.code / "sitecustomize.py").write_text(f"{slow}    time.sleep(30)\n")
+    assert cluster.command("scontrol", "release", *chain.jobs.values()).returncode == 0
+    chain.until(lambda: chain.attempts("first") == ["wait"])
+    urgent = ("--partition=main", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    assert cluster.command("sbatch", *urgent).returncode == 0
+    assert chain.ended("second").state is State.COMPLETED
+    assert sacct(cluster, chain.jobs["first"]) == ["PREEMPTED", "COMPLETED"]
+    assert "task 1: Terminated" in chain.files.attempt("first", 1).joinpath("step.log").read_text()
+    assert not chain.files.crashed("first", 1).exists()
+
+
 def test_time_limit_without_a_warning(start: Start, cluster: Cluster) -> None:
     chain = start({"first": ["wait", "done"], "second": ["done"]})
     chain.until(lambda: chain.attempts("first") == ["wait"])
