@@ -100,7 +100,7 @@ def test_preempted_job_comes_back(start: Start, cluster: Cluster) -> None:
 
 
 def test_preempted_before_a_rank_could_catch_it(start: Start, cluster: Cluster) -> None:
-    """Slurm tells the steps first, and the batch shell sometimes: that this is no crash, the job script has to find out."""
+    """Slurm tells the steps first, the batch shell perhaps: that this is no crash, the script has to find out."""
     stages = {"first": ["wait", "done"], "second": ["done"]}
     chain = start(stages, nodes=4, cpus_per_task=8, partition="spare", extra=("--hold",))
     slow = "import os, time\nif os.environ.get('SLURM_PROCID') == '1' and os.environ['SWIFTLAUNCH_ATTEMPT'] == '1':\n"
