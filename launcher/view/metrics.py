@@ -161,7 +161,7 @@ def _curve(
     left, bottom = GAP + LEFT, top + HEIGHT
     across = Axis([step for step, _ in points], even=True)
     up = Axis([value for _, value in (*points, *beside)], even=even)
-    parts = frame(left, top, _PANEL_WIDTH, name, across, up)
+    parts = frame(left, top, _PANEL_WIDTH, f"{name} (orange: validation)" if beside else name, across, up)
     first, last = points[0][0], points[-1][0]
     for marked, colour in ((resumed, "#bbb"), (spikes, "#d62728")):
         for step in marked:
