@@ -37,3 +37,6 @@ def main(plans: list[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # as a worker does: threads of libraries may abort a process that ends otherwise
