@@ -327,12 +327,15 @@ def submitted_any(plan: Plan, files: RunDir, scheduler: Scheduler) -> bool:
 def ids_to_cancel(plan: Plan, jobs: Mapping[str, str], files: RunDir) -> list[str]:
     """The ids that cancel these jobs (unit -> id) and those that wait to go on with them.
 
-    One id for an array of which several tasks are among them: they are of one point, or of all that are active.
+    In the order of `jobs`. One id for an array of which several tasks are among them: they are of one point, or of all
+    that are active.
     """
     every = noted_jobs(plan, files)
-    wanted = {job_id for name, own in jobs.items() for job_id in (own, *every[name].earlier, every[name].job_id)}
+    wanted = [
+        job_id for name, own in jobs.items() for job_id in (own, *every[name].earlier, every[name].job_id) if job_id
+    ]
     found: dict[str, list[str]] = {}
-    for job_id in sorted(wanted - {""}):
+    for job_id in dict.fromkeys(wanted):
         found.setdefault(job_id.partition("_")[0], []).append(job_id)
     return [whole if len(ids) > 1 else ids[0] for whole, ids in found.items()]
 

@@ -57,7 +57,7 @@ class Shell:
 
 def kill_a_rank_at_step(files: RunDir, step: int, rank: int) -> None:
     """SIGKILL one trainer as soon as the given step is recorded."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline:
         events = read_events(files.events, stage="train")
         if any(event["kind"] == "step" and event["step"] >= step for event in events):

@@ -10,7 +10,7 @@ import pytest
 from launcher.rundir import RunDir
 from tests.chain.shell import RECIPE, Shell, kill_a_rank_at_step, losses
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3000)]
 
 STEPS = 5
 SHORT = (
@@ -25,7 +25,15 @@ SHORT = (
 
 
 def trained(shell: Shell, recipe: Path, engine: str, pipeline: int) -> RunDir:
-    return shell.submit(recipe, *SHORT, f"train.engine={engine}", f"train.layout.pipeline={pipeline}")
+    """A whole run; others do not train beside it, three models of this size are too much for small machines."""
+    files = shell.submit(recipe, *SHORT, f"train.engine={engine}", f"train.layout.pipeline={pipeline}")
+    if engine == "deepspeed":
+        kill_a_rank_at_step(files, 3, rank=1)
+    status = shell.until_ended(files, 900)
+    assert status["state"] == "COMPLETED", json.dumps(status, indent=2)
+    attempts = next(stage["attempts"] for stage in status["stages"] if stage["name"] == "train")
+    assert attempts == (2 if engine == "deepspeed" else 1)
+    return files
 
 
 def test_engines_give_one_curve(tmp_path: Path) -> None:
@@ -36,14 +44,10 @@ def test_engines_give_one_curve(tmp_path: Path) -> None:
         text = text[: text.index(first)] + text[text.index(after) :]
     recipe.write_text(text, encoding="utf-8")
 
-    runs = {"megatron": trained(shell, recipe, "megatron", 2)}
-    runs |= {engine: trained(shell, recipe, engine, 1) for engine in ("fsdp", "deepspeed")}
-    kill_a_rank_at_step(runs["deepspeed"], 3, rank=1)
-    for engine, files in runs.items():
-        status = shell.until_ended(files, 600)
-        assert status["state"] == "COMPLETED", json.dumps(status, indent=2)
-        attempts = next(stage["attempts"] for stage in status["stages"] if stage["name"] == "train")
-        assert attempts == (2 if engine == "deepspeed" else 1)
+    runs = {
+        engine: trained(shell, recipe, engine, pipeline)
+        for engine, pipeline in (("megatron", 2), ("fsdp", 1), ("deepspeed", 1))
+    }
     curves = {engine: losses(files) for engine, files in runs.items()}
     for engine, curve in curves.items():
         assert sorted(curve) == list(range(1, STEPS + 1)), engine

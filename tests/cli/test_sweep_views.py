@@ -13,12 +13,13 @@ from xml.etree import ElementTree
 
 import pytest
 
+from launcher.arrays import ids_to_cancel
 from launcher.plan import Plan
 from launcher.record import write_json, write_text
 from launcher.rundir import RunDir
 from launcher.states import State
+from launcher.sweep import ArrayJob, Sweep, arranged, point_files, write_arrays
 from launcher.sweep import Point as PointOf
-from launcher.sweep import Sweep, arranged, point_files
 from launcher.view.console import console
 from launcher.view.follow import show_counts
 from launcher.view.sweep_plot import sweep_svg
@@ -49,6 +50,17 @@ def swept(run_dir: RunDir, plan: Plan) -> RunDir:
     for stage in EACH:
         write_text(run_dir.script(f"{stage}.0"), "#!/bin/bash\n")
     return run_dir
+
+
+def test_cancelled_in_the_order_of_the_stages(swept: RunDir, plan: Plan) -> None:
+    ids = ("98", "99", "100")
+    write_arrays(swept, [ArrayJob(stage, 0, (0, 1, 2), job_id) for stage, job_id in zip(EACH, ids, strict=True)])
+    point = {f"{stage}/1": f"{job_id}_1" for stage, job_id in zip(EACH, ids, strict=True)}
+    assert ids_to_cancel(plan, point, swept) == ["98_1", "99_1", "100_1"]
+    every = {
+        f"{stage}/{task}": f"{job_id}_{task}" for stage, job_id in zip(EACH, ids, strict=True) for task in range(3)
+    }
+    assert ids_to_cancel(plan, every, swept) == ["98", "99", "100"]
 
 
 def found(swept: RunDir, plan: Plan) -> dict[str, Any]:
