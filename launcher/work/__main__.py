@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import multiprocessing
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ from launcher.failures import NODE, NOT_AGAIN, classify
 from launcher.plan import from_json
 from launcher.record import write_json, write_text
 from launcher.work.context import EXIT_FATAL, EXIT_REQUEUE, Context, Requeue, from_environment, node_name
+from launcher.work.ending import end_process
 from launcher.work.versions import installed_versions
 
 
@@ -86,10 +86,6 @@ def _failed(context: Context, error: BaseException) -> int:
 
 if __name__ == "__main__":
     status = main(sys.argv[1:])
-    # os._exit: engines leave threads that would keep a finished rank alive. It runs no exit handlers, so helper
-    # processes (engines may have some) are ended here; they would outlive the rank.
-    for helper in multiprocessing.active_children():
-        helper.terminate()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)
+    end_process(status)

@@ -21,6 +21,7 @@ from typing import Any
 
 from launcher.errors import WorkerError
 from launcher.work.context import EXIT_REQUEUE, Context, Requeue
+from launcher.work.ending import end_process
 
 _POLL_SECONDS = 0.2
 _NEAR_THE_END_SECONDS = 200  # a stop with less time left than this is the time limit's
@@ -155,7 +156,7 @@ class _Call:
             time.sleep(_POLL_SECONDS)
         self.context.event("attempt_ended", outcome="requeued", exit_code=EXIT_REQUEUE, error=name)
         sys.stdout.flush()
-        os._exit(EXIT_REQUEUE)
+        end_process(EXIT_REQUEUE)
 
 
 def _as_submitted(options: dict[str, Any]) -> None:

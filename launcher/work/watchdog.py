@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import multiprocessing
 import os
 import shutil
 import statistics
@@ -28,6 +27,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from launcher.failures import HANG
 from launcher.record import read_events, read_json, write_json
+from launcher.work.ending import end_process
 
 if TYPE_CHECKING:
     from launcher.work.context import Context
@@ -129,7 +129,7 @@ class Watchdog:
             except OSError:  # the run's file system: that is not the rank's fault, so its clock must not run on
                 faulthandler.cancel_dump_traceback_later()
                 if silent > limit + self._backstop:  # but one that hangs too ends, if without a word
-                    self._end()
+                    end_process(1)
 
     def _look(self, silent: float, limit: float) -> None:
         self._arm(limit - silent)
@@ -172,7 +172,7 @@ class Watchdog:
         after = f" after step {self._done}" if self._done is not None else ""
         error = f"no step for {silent:.0f} s{after} (limit {limit:.0f} s{usual}); {whom}"
         self._report(error, self._context.rank if culprit is None else culprit, node)
-        return self._end()
+        end_process(1)
 
     def _as_a_witness(self) -> None:
         """Another rank has found out: say where this one is, then leave the end to that rank."""
@@ -180,7 +180,7 @@ class Watchdog:
         self._testify()
         self._look_at_this_node()
         if not self._over.wait(4 * self._answer + _PY_SPY_SECONDS):
-            self._end()
+            end_process(1)
 
     def _testify(self) -> None:
         if self._stacks is None:
@@ -250,11 +250,6 @@ class Watchdog:
                 },
             )
             context.event("attempt_ended", outcome="failed", exit_code=1, error=error, error_class="Hang")
-
-    def _end(self) -> None:
-        for helper in multiprocessing.active_children():
-            helper.terminate()
-        os._exit(1)
 
 
 def _behind(said: dict[int, Any]) -> tuple[int | None, str]:

@@ -18,7 +18,8 @@ from launcher.scheduler.base import Job
 from launcher.submission import _snapshot
 
 PROBE = """
-import os, re, signal, time
+import os, re, signal, tempfile, time
+from multiprocessing import Process
 from launcher.errors import WorkerError
 from launcher.work.context import Requeue
 
@@ -73,6 +74,10 @@ def run(context):
         time.sleep(2)
         context.saved()
         raise Requeue("saved at leisure")
+    if act == "litter":  # what engines leave to exit handlers
+        context.kept = tempfile.TemporaryDirectory(), Process(target=time.sleep, args=(600,))
+        context.kept[1].start()
+        context.event("metric", name="litter", value=[context.kept[0].name, context.kept[1].pid])
     if act == "wrong":
         raise WorkerError("the layers do not divide")
     if act == "net":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def test_chain_completes(tmp_path: Path, scheduler: Scheduler) -> None:
     assert [path.name for path in sorted(chain.files.attempt("first", 1).glob("rank-*.log"))] == [
         f"rank-{rank}.log" for rank in range(4)
     ]
+
+
+def test_a_rank_leaves_no_folder_and_no_process(tmp_path: Path, scheduler: Scheduler) -> None:
+    chain = Chain(tmp_path / "run", scheduler, {"first": ["litter"]})
+    assert chain.ended("first").state is State.COMPLETED
+    (folder, helper) = next(e["value"] for e in read_events(chain.files.events) if e.get("name") == "litter")
+    assert folder.startswith(tempfile.gettempdir())
+    assert not Path(folder).exists()
+    assert not Path(f"/proc/{helper}").exists()
 
 
 @pytest.mark.parametrize("act", ["kill", "net", "half"])
