@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from launcher.work.__main__ import main
+from launcher.work.ending import end_process
 from launcher.work.megatron import saving
 
 
@@ -42,4 +43,4 @@ if __name__ == "__main__":
     code = main([plan, "train"])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    end_process(code)

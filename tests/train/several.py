@@ -15,6 +15,7 @@ from typing import Any
 from launcher.plan import from_json
 from launcher.work import ranks, train
 from launcher.work.context import Context, from_environment
+from launcher.work.ending import end_process
 from launcher.work.megatron import cpu, process
 
 
@@ -81,4 +82,5 @@ if __name__ == "__main__":
     main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # as a worker does: threads of libraries may abort a process that ends otherwise
+    gc.unfreeze()
+    end_process(0)  # threads of libraries may abort a process that ends otherwise

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from launcher.plan import from_json
 from launcher.work import ranks, train
 from launcher.work.context import Requeue, from_environment
+from launcher.work.ending import end_process
 
 
 def main(plans: list[str]) -> None:
@@ -39,4 +40,4 @@ if __name__ == "__main__":
     main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # as a worker does: threads of libraries may abort a process that ends otherwise
+    end_process(0)  # threads of libraries may abort a process that ends otherwise

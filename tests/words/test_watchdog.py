@@ -84,7 +84,7 @@ def test_a_healthy_rank_is_watched_on(
 
 def test_a_rank_that_hangs_as_well_is_ended(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
-    monkeypatch.setattr(Watchdog, "_end", lambda _: ended.set())
+    monkeypatch.setattr(watchdog, "end_process", lambda code: ended.set())
     watched = a_watchdog(tmp_path, seconds=0.04)
     watched.expect_steps()
     failing(monkeypatch, "exists", errno.EIO)
