@@ -131,6 +131,7 @@ def divided_memory(facts: ModelFacts, shape: TrainShape, division: Division, *, 
     values = optimizer_values(facts, shape.optimizer)
     if division.rounded_beside and shape.precision == "bf16":
         values += 1
+    saved = trained * 4 * (1 + values) / ranks + (0 if division.weights else trained * width)
     states = 0.0 if gpu and division.states_on_host else 1.0
     weights = 0.0 if gpu and division.weights_on_host else 1.0
     return TrainMemory(
@@ -139,7 +140,7 @@ def divided_memory(facts: ModelFacts, shape: TrainShape, division: Division, *, 
         optimizer=4 * values * trained / ranks * states / MIB,
         activations=activation_bytes(facts, shape) / MIB,
         framework=FRAMEWORK_GPU_MIB if gpu else FRAMEWORK_CPU_MIB,
-        copy=0.0,
+        copy=saved / MIB if shape.saved_beside and not gpu else 0.0,
     )
 
 

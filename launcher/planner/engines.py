@@ -132,5 +132,3 @@ def engine_warnings(recipe: Recipe, facts: ModelFacts) -> Iterator[str]:
         return
     if facts.experts and train.tuner != "full":
         yield f"train.tuner: experts get no adapters with {train.engine}, since PEFT adapts linear layers alone"
-    if train.checkpoint.asynchronous and "asynchronous" in train.checkpoint.model_fields_set:
-        yield f"train.checkpoint.asynchronous: {train.engine} writes checkpoints while training stands"

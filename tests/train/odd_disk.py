@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from launcher.work.__main__ import main
@@ -16,17 +17,17 @@ from launcher.work.megatron import saving
 
 
 def spoil(how: str, step: str, rank: str) -> None:
-    write = saving.Writer._write
+    write = saving.write
 
-    def spoilt(writer: Any) -> None:
-        paths = [path for path, _, _ in writer._request.async_fn_args[1]] if writer._request.async_fn else []
+    def spoilt(request: Any) -> list[Path]:
+        paths = [path for path, _, _ in request.async_fn_args[1]] if request.async_fn else []
         if os.environ["SLURM_PROCID"] == rank and paths and f"step-{int(step):08d}" in str(paths[0]):
             if how == "slow":
                 time.sleep(600)
             os.symlink("/dev/full", paths[0])
-        write(writer)
+        return write(request)
 
-    saving.Writer._write = spoilt  # type: ignore[method-assign]
+    saving.write = spoilt
 
 
 if __name__ == "__main__":

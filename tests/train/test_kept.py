@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.work.kept import outdated
 from launcher.work.megatron.boxes import boxes, flat
-from launcher.work.megatron.kept import outdated
 
 pytestmark = pytest.mark.unit
 

@@ -24,8 +24,9 @@ def extract(context: Context, checkpoint: Path, folder: Path) -> dict[str, Any]:
 
     from megatron.core import dist_checkpointing
 
+    from launcher.work.checkpoints import verified
     from launcher.work.megatron.artifact import save_artifact
-    from launcher.work.megatron.checkpoint import set_weights, verified, weights
+    from launcher.work.megatron.checkpoint import set_weights, weights
     from launcher.work.megatron.model import build
     from launcher.work.ranks import hash_files, leave
 

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 
 from launcher.record import read_events
+from launcher.work.checkpoints import Checkpoints, Progress
 from launcher.work.context import Context, Requeue
+from launcher.work.kept import published
 from launcher.work.megatron.batches import Batch, Stream
-from launcher.work.megatron.checkpoint import Checkpoints, Progress
 from launcher.work.megatron.forward import forward_backward, reports_alone
-from launcher.work.megatron.kept import published
 from launcher.work.megatron.model import Model
 from launcher.work.megatron.objective import NextToken, Preference
 from launcher.work.megatron.optimizer import set_rates

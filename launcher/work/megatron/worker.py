@@ -25,9 +25,10 @@ def run(context: Context) -> None:
 
     from megatron.core import parallel_state
 
+    from launcher.work.checkpoints import Progress
     from launcher.work.megatron.adapters import begin
     from launcher.work.megatron.artifact import save_artifact
-    from launcher.work.megatron.checkpoint import Checkpoints, Progress
+    from launcher.work.megatron.checkpoint import Checkpoints
     from launcher.work.megatron.feed import feed
     from launcher.work.megatron.loop import Loop
     from launcher.work.megatron.model import build, wrap

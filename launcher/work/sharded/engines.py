@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
-from launcher.work.ranks import device
+from launcher.work.ranks import COLLECTIVE_TIMEOUT, device
 from launcher.work.sharded.model import number_format
 from launcher.work.sharded.optimizer import PLAIN, make_optimizer
 
@@ -40,8 +42,11 @@ class Engine(Protocol):
     def step(self) -> float:
         """Clip, update the weights; the norm of the whole gradient before it was clipped."""
 
-    def save(self, folder: Path, *, optimizer: bool) -> None:
-        """Write what is trained, and the optimizer's state. Every rank calls it together."""
+    def save(self, folder: Path, *, optimizer: bool, copy: bool) -> Callable[[], list[Path]]:
+        """What writes this rank's part of what is trained, and of the optimizer's state; it returns the paths.
+
+        Every rank calls it together. With `copy` it may be called in a thread while training goes on.
+        """
 
     def load(self, folder: Path, *, optimizer: bool) -> None: ...
     def weights(self) -> dict[str, Any]:
@@ -81,6 +86,35 @@ def start(model: Any, train: Mapping[str, Any], *, micro_batches: int) -> Engine
     return Fsdp(model, train)
 
 
+class HostMemory:
+    """Copies of a training's state, in memory that is kept for the next one: to make it takes longer than to copy."""
+
+    def __init__(self) -> None:
+        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+        on_gpu = torch.cuda.is_available()
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=on_gpu,
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=on_gpu,
+            )
+        )
+
+    def copied(self, state: dict[str, Any]) -> Any:
+        """The same, with all tensors in host memory and none of them training's. Valid until the next call."""
+        return self._stager.stage(state)
+
+
+def _written(state: Any, path: Path) -> Path:
+    with open(path, "wb") as out:
+        torch.save(state, out)
+        out.flush()
+        os.fsync(out.fileno())
+    return path
+
+
 class Fsdp:
     """torch's fully_shard, a unit for each layer of the model (Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277).
 
@@ -95,6 +129,8 @@ class Fsdp:
         self.divisible = train["optimizer"] in PLAIN
         self.module = self._placed(model)
         self.optimizer = make_optimizer(self.module, train)
+        self._memory = HostMemory()
+        self._writers = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)  # threads exchange beside training
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad()
@@ -115,14 +151,13 @@ class Fsdp:
         self.optimizer.step()
         return float(norm)
 
-    def save(self, folder: Path, *, optimizer: bool) -> None:
+    def save(self, folder: Path, *, optimizer: bool, copy: bool) -> Callable[[], list[Path]]:
         if not self.divisible:  # then there is one rank
-            state = {"model": self._trained(), "optimizer": self.optimizer.state_dict() if optimizer else None}
-            torch.save(state, folder / STATE)
-            return
-        import torch.distributed.checkpoint as dcp
-
-        dcp.save(self._divided_state(optimizer), checkpoint_id=folder)
+            whole = {"model": self._trained(), "optimizer": self.optimizer.state_dict() if optimizer else None}
+            parts = {folder / STATE: self._memory.copied(whole) if copy else whole}
+            return lambda: [_written(state, path) for path, state in parts.items()]
+        divided = self._divided_state(optimizer)
+        return partial(self._write_divided, self._memory.copied(divided) if copy else divided, folder)
 
     def load(self, folder: Path, *, optimizer: bool) -> None:
         if not self.divisible:
@@ -173,6 +208,13 @@ class Fsdp:
     def _trained(self) -> dict[str, Any]:
         return {name: weight for name, weight in self.module.named_parameters() if weight.requires_grad}
 
+    def _write_divided(self, state: dict[str, Any], folder: Path) -> list[Path]:
+        import torch.distributed.checkpoint as dcp
+
+        dcp.save(state, checkpoint_id=folder, process_group=self._writers)
+        about_all = [folder / ".metadata"] if dist.get_rank() == 0 else []
+        return [*folder.glob(f"__{dist.get_rank()}_*.distcp"), *about_all]
+
     def _divided_state(self, optimizer: bool) -> dict[str, Any]:
         from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 
@@ -197,6 +239,7 @@ class DeepSpeed:
         self.module, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=self._config, dist_init_required=False
         )
+        self._memory = HostMemory()
 
     def zero_grad(self) -> None:
         """A step has done it."""
@@ -212,9 +255,16 @@ class DeepSpeed:
         self.module.step()
         return float(self.module.get_global_grad_norm())
 
-    def save(self, folder: Path, *, optimizer: bool) -> None:
+    def save(self, folder: Path, *, optimizer: bool, copy: bool) -> Callable[[], list[Path]]:
+        parts: dict[Path, Any] = {}
+
+        def keep(state_dict: Any, path: str) -> None:
+            parts[Path(path)] = self._memory.copied(state_dict) if copy else state_dict
+
+        self.module.checkpoint_engine.save = keep  # what DeepSpeed would write here and now
         # without the optimizer it still holds the fp32 weights that its states belong to
         self.module.save_checkpoint(str(folder), tag=ZERO, exclude_frozen_parameters=True, save_latest=False)
+        return lambda: [_written(state, path) for path, state in parts.items()]
 
     def load(self, folder: Path, *, optimizer: bool) -> None:
         self.module.load_checkpoint(str(folder), tag=ZERO, load_module_strict=False, load_optimizer_states=optimizer)

@@ -23,7 +23,7 @@ def extract(context: Context, checkpoint: Path, folder: Path) -> dict[str, Any]:
 
     process.join(context, {**train, "fsdp": None})
 
-    from launcher.work.megatron.checkpoint import verified
+    from launcher.work.checkpoints import verified
     from launcher.work.sharded import engines, pissa
     from launcher.work.sharded.artifact import write_artifact
     from launcher.work.sharded.model import build

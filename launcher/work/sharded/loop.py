@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from launcher.work.checkpoints import Checkpoints
 from launcher.work.context import Context
 from launcher.work.megatron.batches import Batch, Stream
 from launcher.work.megatron.loop import Loop
@@ -15,7 +16,6 @@ from launcher.work.megatron.objective import NextToken, Preference
 from launcher.work.megatron.validation import Validation
 from launcher.work.meter import Meter
 from launcher.work.ranks import device
-from launcher.work.sharded.checkpoint import Checkpoints
 from launcher.work.sharded.engines import Engine
 from launcher.work.sharded.passes import outputs
 
@@ -36,8 +36,9 @@ class ShardedLoop(Loop):
     ) -> None:
         self.engine = engine
         model: Any = engine
-        kept: Any = checkpoints
-        super().__init__(context, model, engine.optimizer, batches, objective, kept, steps=steps, validation=validation)
+        super().__init__(
+            context, model, engine.optimizer, batches, objective, checkpoints, steps=steps, validation=validation
+        )
 
     def _connected(self) -> Meter:
         return Meter(self.context)

@@ -22,7 +22,7 @@ def run(context: Context) -> None:
 
     process.join(context, train)
 
-    from launcher.work.megatron.checkpoint import Progress
+    from launcher.work.checkpoints import Progress
     from launcher.work.megatron.feed import feed
     from launcher.work.megatron.noise import Noise
     from launcher.work.megatron.objective import NextToken
