@@ -64,7 +64,7 @@ equivalence: $(STAMP)  ## every method, tuner, model and layout against one proc
 bench: $(STAMP) $(TRL)  ## what a submission costs beside bare sbatch, training beside other loops; writes docs/benchmarks.md
 	@tests/system-packages.sh slurm
 	$(BIN)/python -m tests.bench
-	$(BIN)/swiftlaunch env sync --site local train
+	$(BIN)/swiftlaunch env sync --site local train sharded
 	$(BIN)/swiftlaunch models fetch --site local $(MODEL)
 	$(BIN)/python -m tests.bench.saves  # how long training stands for a checkpoint
 	$(BIN)/python -m tests.bench.training  # tokens a second beside bare Megatron-core and TRL

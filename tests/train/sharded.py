@@ -31,13 +31,13 @@ def finish(runs: list[Run], engine: str, *, number: int = 1, ends_in: float | No
     assert codes == [0] * runs[0].ranks, attempt.text()
 
 
-def start(runs: list[Run], engine: str, *, number: int = 1, ends_in: float | None = None) -> Attempt:
-    """Begin attempt `number` of such runs."""
+def start(runs: list[Run], engine: str, *, number: int = 1, ends_in: float | None = None, program: str = "") -> Attempt:
+    """Begin attempt `number` of such runs; `program` does something else with their plans."""
     folder, ranks = runs[0].files.root, runs[0].ranks
     logs = [folder / f"several-{number}-{rank}.log" for rank in range(ranks)]
     for run in runs:
         run.files.attempt("train", number).mkdir(parents=True, exist_ok=True)
-    script = HERE / ("several.py" if engine == "megatron" else "several_sharded.py")
+    script = HERE / (program or ("several.py" if engine == "megatron" else "several_sharded.py"))
     words = [python_of(engine), str(script), *(str(run.files.plan) for run in runs)]
     more = {"SWIFTLAUNCH_ATTEMPT": str(number), **({"ENDS_IN": str(ends_in)} if ends_in is not None else {})}
     return Attempt([_process(words, rank, ranks, more, log) for rank, log in enumerate(logs)], logs)

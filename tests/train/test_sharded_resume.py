@@ -109,6 +109,26 @@ def test_one_rank_goes_on_with_any_optimizer_and_after_two_ranks(
     assert "this checkpoint cannot go from ZeRO-2 DP2 into ZeRO-2 DP1" in refused.text()
 
 
+@pytest.mark.parametrize(
+    ("ranks", "settings"),
+    [
+        pytest.param(2, FSDP, id="fsdp"),
+        pytest.param(1, FSDP, id="fsdp-alone"),
+        pytest.param(1, {**FSDP, "optimizer": "galore_adamw"}, id="galore"),
+        pytest.param(2, ZERO2, id="zero2"),
+        pytest.param(2, {**ZERO2, "precision": "bf16"}, id="zero2-bf16"),
+        pytest.param(2, ZERO3, id="zero3"),
+        pytest.param(2, {**ZERO3, **LORA}, id="zero3-lora"),
+    ],
+)
+def test_what_is_saved_is_what_was_there(
+    tiny_model: Callable[[str], Path], tmp_path: Path, ranks: int, settings: dict[str, Any]
+) -> None:
+    run = made(tmp_path / "run", tiny_model, ranks, settings)
+    attempt = start([run], settings["engine"], program="copy_checks.py")
+    assert attempt.wait(300) == [0] * ranks, attempt.text()
+
+
 def test_a_loss_that_is_no_number_names_its_samples(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     wild = {"learning_rate": 10.0, "schedule": "constant", "warmup_steps": 0, "gradient_clip": 0.0, "steps": 80}
     run = made(tmp_path / "wild", tiny_model, 2, {**wild, "optimizer": "sgd", **FSDP})
