@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,12 @@ class Noise:
         self.alpha, self.seed, self.context_ranks = alpha, seed, context_ranks
         self.step = 0
         self.batch: Batch | None = None
+
+    @classmethod
+    def wanted(cls, train: Mapping[str, Any], *, context_ranks: int) -> Noise | None:
+        """The noise that [train] asks for."""
+        alpha = float(train.get("neftune_alpha", 0.0))
+        return cls(alpha, seed=int(train["seed"]), context_ranks=context_ranks) if alpha else None
 
     def attach(self, chunks: Sequence[Any]) -> None:
         """Let the embedding of a Megatron-core model add it, on the ranks that have one."""

@@ -6,10 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.work import ranks
 from launcher.work.context import Context
 from launcher.work.models import training_tokenizer
-from launcher.work.versions import installed_versions
 
 
 def run(context: Context) -> None:
@@ -33,6 +31,7 @@ def run(context: Context) -> None:
     from launcher.work.sharded.loop import ShardedLoop
     from launcher.work.sharded.model import build
     from launcher.work.sharded.reference import preference
+    from launcher.work.trained import finish, tell_start
 
     place = {"replica": context.rank, "replicas": context.world_size, "context_rank": 0, "context_ranks": 1}
     fed = feed(context, training_tokenizer(context.options["model"]), place)
@@ -58,46 +57,16 @@ def run(context: Context) -> None:
     if isinstance(batches, PairBatches):
         objective = preference(context, engine, batches, data=fed.data_sha256)
     else:
-        noise = None
-        if alpha := float(train.get("neftune_alpha", 0.0)):
-            noise = Noise(alpha, seed=int(train["seed"]), context_ranks=1)
+        noise = Noise.wanted(train, context_ranks=1)
+        if noise:
             noise.attach_whole(model.get_input_embeddings())
         objective = NextToken(batches, noise)
     progress = checkpoints.load() or Progress()
-    if progress.step and context.is_main:
-        context.event("resumed", step=progress.step)
-        if checkpoints.loaded_from:
-            print(f"resharded: from {checkpoints.loaded_from} to {checkpoints.layout}", flush=True)
-            context.event("resharded", **{"from": checkpoints.loaded_from, "to": checkpoints.layout})
-    if context.is_main:
-        context.event("metric", name="prepare_seconds", value=time.monotonic() - started)
+    tell_start(context, progress, checkpoints, seconds=time.monotonic() - started)
 
     loop = ShardedLoop(context, engine, batches, objective, checkpoints, steps=int(steps), validation=fed.validation)
     progress = loop.train_until_done(progress)
 
     artifact = context.files.artifact(context.stage.name)
     save_artifact(engine, model, artifact, train, base=base)
-    weights = sorted(base.glob("*.safetensors"))
-    digests = ranks.hash_files(weights)
-    ranks.leave()
-    if context.is_main:
-        context.finish(
-            metrics={
-                "steps": progress.step,
-                "final_loss": progress.loss,
-                "tokens": progress.tokens,
-                "tokens_per_second": progress.tokens / progress.seconds,
-                "seconds": progress.seconds,
-                **loop.reports.figures(),
-                **fed.figures,
-            },
-            artifacts={
-                "path": str(artifact),
-                "checkpoint": str(context.files.checkpoints(context.stage.name) / f"step-{progress.step:08d}"),
-                "lineage": {
-                    "base_weights": {path.name: digest for path, digest in zip(weights, digests, strict=True)},
-                    "data_sha256": fed.data_sha256,
-                    "versions": installed_versions(),
-                },
-            },
-        )
+    finish(context, progress, loop, fed, artifact)
