@@ -22,7 +22,7 @@ SELECT = "select"  # the stage that chooses the best point
 # Metrics in the result.json of each worker that say how good a point is; others are counts and names.
 METRICS = {
     "evaluate": ("accuracy", "mean_score", "perplexity", "seconds"),
-    "train": ("final_loss", "validation_loss", "tokens_per_second", "seconds"),
+    "train": ("final_loss", "validation_loss", "validation_accuracy", "tokens_per_second", "seconds"),
     "export": ("size_mib", "seconds"),
     "quantize": ("size_mib_after", "seconds"),
     "serve": ("seconds_to_listen", "seconds_to_answer", "seconds"),

@@ -198,7 +198,9 @@ def _train_seconds(need: Resources, recipe: Recipe, facts: ModelFacts, rate: _Ra
     if train.validation is not None:
         rows = max(train.global_batch_size, train.validation.limit)
         looks = steps // train.validation.every_steps + 1
-        operations += 2 * looks * rows * train.sequence_length
+        passes = 2 if train.preference is not None and train.preference.reference is not None else 1
+        passes += train.method == "kto"  # its reference point
+        operations += 2 * passes * looks * rows * train.sequence_length * sequences_of(train.method)
     seconds = START_SECONDS + operations * facts.active_parameters / rate.flops * (1 + bubble)
     work = f"at most {show_count(tokens)} tokens, {factor} operations per weight and token"
     return seconds, f"{work}; {rate.basis}"

@@ -11,6 +11,7 @@ from launcher.errors import Fault, InputError
 from launcher.plan import Estimate, Json, Plan, Stage
 from launcher.planner.resources import decide
 from launcher.recipe import Recipe
+from launcher.recipe.preference import FORMATS
 from launcher.recipe.sections import Sweep as SweepTable
 from launcher.sites import Site
 from launcher.sweep import METRICS, SELECT, Point, Sweep, arranged
@@ -173,8 +174,12 @@ def _metric_faults(table: SweepTable, plans: Sequence[Plan], names: Sequence[str
     options = plan.stage(stage).options
     if isinstance(options.get("evaluate"), dict) and not options["evaluate"].get("perplexity"):
         known.remove("perplexity")
-    if plan.stage(stage).worker == "train" and not options["train"].get("validation"):
-        known.remove("validation_loss")
+    if plan.stage(stage).worker == "train":
+        validated = bool(options["train"].get("validation"))
+        compared = FORMATS.get(options["train"]["method"]) == "preference"
+        for name, there in (("validation_loss", validated), ("validation_accuracy", validated and compared)):
+            if not there:
+                known.remove(name)
     if metric not in known:
         close = difflib.get_close_matches(metric, known, n=1)
         hint = f"did you mean {stage}.{close[0]}?" if close else "it has " + ", ".join(known)

@@ -194,8 +194,6 @@ def _train_rules(train: Train) -> Iterator[Problem]:
 
 
 def _validation_rules(train: Train, validation: Validation) -> Iterator[Problem]:
-    if train.method not in ("cpt", "sft"):
-        yield Problem(("train", "validation"), f'is for cpt and sft, not "{train.method}"', "remove it")
     checkpoint = train.checkpoint
     if checkpoint.keep_best and checkpoint.every_steps % validation.every_steps:
         yield Problem(

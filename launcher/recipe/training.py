@@ -67,7 +67,7 @@ class Checkpoint(Section):
 
 
 class Validation(Section):
-    """The loss of rows that are not trained on, while training (cpt and sft)."""
+    """The loss of rows that are not trained on, while training; of pairs of answers their accuracy and rewards too."""
 
     every_steps: Count
     """Look after this many optimizer steps; after the last one too."""

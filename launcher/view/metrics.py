@@ -26,6 +26,7 @@ _ABOUT = ("kind", "stage", "rank", "group", "steps")
 _PARTS = ("data", "compute", "pipeline", "reference", "exchange", "optimizer", "checkpoint")
 _PANELS = {
     "loss": "loss",
+    "rewards/accuracies": "pairs judged right",
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",
     "tokens_per_second": "tokens per second",
@@ -114,8 +115,10 @@ def slow_text(ranks: Mapping[str, Any], *, least: float = SLOW) -> str:
 
 def validation_text(validation: Mapping[str, Any]) -> str:
     """A look at rows that are not trained on."""
+    accuracy = validation.get("rewards/accuracies")
+    right = f", {accuracy:.1%} right" if accuracy is not None else ""
     samples = counted(validation["samples"], "sample")
-    return f"validation after step {validation['step']}: loss {_number(validation['loss'])} of {samples}"
+    return f"validation after step {validation['step']}: loss {_number(validation['loss'])}{right} of {samples}"
 
 
 def spike_text(spike: Mapping[str, Any]) -> str:
@@ -129,9 +132,9 @@ def spike_text(spike: Mapping[str, Any]) -> str:
 
 
 def metrics_svg(found: Mapping[str, Any]) -> str:
-    """The course of loss, gradient norm, learning rate, tokens per second and, where it is known, MFU.
+    """The course of loss, gradient norm, learning rate, tokens per second and, where they are known, accuracy and MFU.
 
-    Grey lines are where an attempt began, red ones are spikes; orange dots are the loss of what is not trained on.
+    Grey lines are where an attempt began, red ones are spikes; orange dots are of what is not trained on.
     """
     steps = found["steps"]
     panels = [(key, name) for key, name in _PANELS.items() if any(step.get(key) is not None for step in steps)]
@@ -141,8 +144,7 @@ def metrics_svg(found: Mapping[str, Any]) -> str:
         points = [(int(step["step"]), float(step[key])) for step in steps if step.get(key) is not None]
         jumps = key in ("loss", "grad_norm")
         spikes = [int(spike["step"]) for spike in found["spikes"] if jumps]
-        held_out = found["validation"] if key == "loss" else []
-        beside = [(int(each["step"]), float(each["loss"])) for each in held_out if each["loss"] is not None]
+        beside = [(int(each["step"]), float(each[key])) for each in found["validation"] if each.get(key) is not None]
         parts += _curve(name, points, top, found["resumed"], spikes, even=not jumps, beside=beside)
     height = TOP + max(1, len(panels)) * (HEIGHT + BOTTOM)
     return picture(LEFT + _PANEL_WIDTH + 2 * GAP, height, f"{found['run_id']}: {found['stage']}", parts)

@@ -31,6 +31,8 @@ def headline(worker: str, metrics: dict[str, Any]) -> str:
         words.append(f"loss {metrics['final_loss']:.3f}")
     if metrics.get("validation_loss") is not None:
         words.append(f"validation loss {metrics['validation_loss']:.3f}")
+    if metrics.get("validation_accuracy") is not None:
+        words.append(f"{metrics['validation_accuracy']:.1%} of held-out pairs right")
     if "steps" in metrics:
         words.append(f"{metrics['steps']} steps")
     if metrics.get("tokens_per_second") is not None:

@@ -62,18 +62,19 @@ def problems(data: Mapping[str, Any], split: Split) -> list[Problem]:
     return list(stream(data, split))
 
 
-def stream(data: Mapping[str, Any], split: Split) -> Iterator[Problem]:
+def stream(data: Mapping[str, Any], split: Split, *, verdicts: bool = False) -> Iterator[Problem]:
     """The rows of one split one by one, in a fixed order.
 
     No training row asks what an evaluation row asks: rows that meet are left out of training (a generator draws
     others instead). Raises WorkerError for an unknown source or task, for options that the task refuses, and for
-    a task with too few different problems.
+    a task with too few different problems. Evaluation rows that people found bad are given with `verdicts` alone:
+    nobody is scored by how well they repeat a bad answer.
     """
     source = data["source"]
     if source == "reasoning-gym":
         return _generated(data, split)
     if source == "files":
-        return _from_files(data, split)
+        return _from_files(data, split, verdicts)
     raise WorkerError(f"unknown source {source!r}", where="data.source", hint="reasoning-gym or files")
 
 
@@ -176,10 +177,12 @@ def _final_answer(text: str, wanted: str) -> str:
     return text.strip()
 
 
-def _from_files(data: Mapping[str, Any], split: Split) -> Iterator[Problem]:
+def _from_files(data: Mapping[str, Any], split: Split, verdicts: bool) -> Iterator[Problem]:
     form = str(data.get("format") or "auto")
     held_out = {_short(row.key) for row in _rows(data, "evaluation", form)} if split == "train" else set()
     for row in _rows(data, split, form):
+        if row.wanted is False and split == "evaluation" and not verdicts:
+            continue
         if not held_out or _short(row.key) not in held_out:
             yield row
 
@@ -197,8 +200,7 @@ def _rows(data: Mapping[str, Any], split: Split, form: str) -> Iterator[Problem]
         if "rejected" in row:
             yield Problem(name, tuple(row["prompt"]), row["chosen"], rejected=row["rejected"])
         elif "label" in row:
-            if row["label"] or split == "train":  # nobody is scored by how well they repeat a bad answer
-                yield Problem(name, tuple(row["prompt"]), row["completion"], wanted=row["label"])
+            yield Problem(name, tuple(row["prompt"]), row["completion"], wanted=row["label"])
         elif "messages" in row:
             silent = tuple(index for index, turn in enumerate(row["messages"]) if turn.pop("weight", 1) == 0)
             *before, last = row["messages"]

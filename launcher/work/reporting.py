@@ -39,6 +39,7 @@ class Reports:
         self._spiked = 0
         self._peak: float | None = None
         self.validated: dict[int, float] = {}  # step -> loss of what is not trained on, of this attempt
+        self._accuracy: float | None = None  # of pairs that are not trained on
 
     def __enter__(self) -> Reports:
         self._tracking.__enter__()
@@ -73,20 +74,23 @@ class Reports:
             self._context.event("ranks", step=step, **ranks)
             self._tracking.add("ranks", step, ranks)
 
-    def validation(self, step: int, loss: float, *, tokens: int, samples: int, seconds: float) -> None:
-        """After a step, the mean loss of so many tokens of so many samples that are not trained on."""
-        self.validated[step] = loss
-        figures = {"loss": loss, "tokens": tokens, "samples": samples, "seconds": seconds}
+    def validation(self, step: int, figures: Mapping[str, float], *, samples: int, seconds: float) -> None:
+        """After a step, figures of so many samples that are not trained on, their mean loss among them."""
+        self.validated[step] = figures["loss"]
+        self._accuracy = figures.get("rewards/accuracies")
+        told = {**figures, "samples": samples, "seconds": seconds}
         if self._context.is_main:
-            self._context.event("validation", step=step, steps=self._steps, **figures)
-            self._tracking.add("validation", step, figures)
+            self._context.event("validation", step=step, steps=self._steps, **told)
+            self._tracking.add("validation", step, told)
 
     def figures(self) -> dict[str, float]:
-        """For the stage's result: newest validation loss, mean MFU, memory of the fullest rank and number of spikes, of
-        this attempt."""
+        """For the stage's result: newest validation loss and accuracy, mean MFU, memory of the fullest rank and number
+        of spikes, of this attempt."""
         found: dict[str, float] = {"spikes": self._spiked}
         if self.validated:
             found["validation_loss"] = self.validated[max(self.validated)]
+        if self._accuracy is not None:
+            found["validation_accuracy"] = self._accuracy
         if self._seconds:
             found["mfu"] = self._mfu_seconds / self._seconds
         if self._peak:

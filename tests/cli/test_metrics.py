@@ -22,6 +22,7 @@ from launcher.states import State
 from launcher.view.console import console
 from launcher.view.follow import show_status
 from launcher.view.metrics import metrics, metrics_svg, show_metrics, slow_text, to_csv
+from launcher.view.results import headline
 from launcher.view.summary import show_summary
 
 pytestmark = pytest.mark.unit
@@ -180,6 +181,22 @@ def test_status_tells_of_mfu_memory_a_slow_rank_and_a_spike(
     assert "train: slowest: rank 9 on n5, 1.30 x the usual" in text
     assert "train: validation after step 3: loss 1.75 of 64 samples" in text
     assert "train: step 4: gradient norm no number; samples row:7" in text
+
+
+def test_pairs_that_are_not_trained_on(run_dir: RunDir) -> None:
+    recorder = Recorder(run_dir.event_file("train", 1, 0), stage="train", attempt=1, rank=0)
+    for step in range(1, 5):
+        figures = {"loss": 0.7, "rewards/accuracies": 0.5 + step / 10, "grad_norm": 1.0, "learning_rate": 1e-4}
+        recorder.event("step", float(step), step=step, steps=4, seconds=1.0, **figures)
+    recorder.event("validation", 5.0, step=4, steps=4, loss=0.625, samples=24, pairs=24, **{"rewards/accuracies": 0.75})
+    found = metrics(run_dir, "r", "train")
+    assert "validation after step 4: loss 0.625, 75.0% right of 24 samples" in printed(show_metrics, found)
+    texts = [element.text for element in ElementTree.fromstring(metrics_svg(found)).iter()]
+    assert "pairs judged right (orange: validation)" in texts
+    assert "validation: 0.75 at step 4" in texts
+    assert headline("train", {"validation_loss": 0.625, "validation_accuracy": 0.75}) == (
+        "validation loss 0.625, 75.0% of held-out pairs right"
+    )
 
 
 def test_the_summary_names_trackers_and_how_to_send_what_is_offline(

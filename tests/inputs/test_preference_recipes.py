@@ -86,7 +86,7 @@ BAD = [
         "nothing would be learnt",
     ),
     ("packing = true", "train.packing", "is for cpt and sft"),
-    ("validation.every_steps = 9", "train.validation", 'is for cpt and sft, not "dpo"'),
+    ("validation.every_steps = 9", "data.evaluation", "is required"),
     ('method = "cpt"\nvalidation.every_steps = 9', "data.evaluation", "is required"),
     ('method = "rm"\n[evaluate]', "evaluate", "a reward model has scores for outputs"),
     ('method = "rm"\n[serve]', "serve", "a reward model has scores for outputs"),

@@ -114,6 +114,19 @@ def test_the_validation_loss_is_a_metric_where_there_is_one(sweep: Swept) -> Non
     assert found.each[0] == "train"
 
 
+@pytest.mark.parametrize(("method", "kind"), [("simpo", "preference"), ("kto", "kto")])
+def test_the_accuracy_of_held_out_pairs_is_a_metric_where_there_are_pairs(sweep: Swept, method: str, kind: str) -> None:
+    data = f'[data]\nsource = "files"\ntrain = ["a.jsonl"]\nevaluation = ["b.jsonl"]\nformat = "{kind}"\n'
+    text = data + TRAIN + f'tuner = "lora"\nmethod = "{method}"\nvalidation.every_steps = 5\n'
+    table = RATES + 'metric = "train.validation_accuracy"\n'
+    if kind == "preference":
+        assert sweep(table, text=text).each == ("train", "export")
+        return
+    with pytest.raises(InputError) as error:
+        sweep(table, text=text)
+    assert "no metric 'validation_accuracy'" in str(error.value)
+
+
 def test_points_have_folders_and_plans_of_their_own(sweep: Swept) -> None:
     placed, plans = sweep(RATES).placed(2)
     assert [(point.array, point.task) for point in placed.points] == [(0, 0), (0, 1), (1, 0)]

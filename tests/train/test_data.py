@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launcher.errors import WorkerError
-from launcher.work.data import Problem, fingerprint, problems, score
+from launcher.work.data import Problem, fingerprint, problems, score, stream
 
 pytestmark = pytest.mark.unit
 
@@ -43,6 +43,18 @@ def test_evaluation_rows_are_left_out_of_training(tmp_path: Path) -> None:
     data = {"source": "files", "train": [train], "evaluation": [held]}
     assert [row.answer for row in problems(data, "evaluation")] == ["4"]
     assert [row.answer for row in problems(data, "train")] == [str(n + 1) for n in range(10) if n != 3]
+
+
+def test_bad_answers_are_for_verdicts_alone(tmp_path: Path) -> None:
+    def row(prompt: str, label: bool) -> dict[str, Any]:
+        return {"prompt": prompt, "completion": "2", "label": label}
+
+    learnt = write(tmp_path / "train.jsonl", [row("1 + 1?", True), row("1 + 2?", False), row("2 + 2?", False)])
+    held_out = write(tmp_path / "held-out.jsonl", [row("3 - 1?", True), row("1 + 2?", False)])
+    data = {"source": "files", "train": [learnt], "evaluation": [held_out], "format": "kto"}
+    assert [found.wanted for found in problems(data, "train")] == [True, False], "what is held out is not trained on"
+    assert [found.wanted for found in problems(data, "evaluation")] == [True], "nobody is to repeat a bad answer"
+    assert [found.wanted for found in stream(data, "evaluation", verdicts=True)] == [True, False]
 
 
 def test_unknown_sources_are_refused() -> None:

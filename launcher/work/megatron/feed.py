@@ -14,19 +14,19 @@ from launcher.work.data import fingerprint, problems
 from launcher.work.megatron.batches import Batches, PackedBatches
 from launcher.work.megatron.pairs import PairBatches
 from launcher.work.megatron.preference import METHODS, pair_batches
-from launcher.work.megatron.validation import Validation
+from launcher.work.megatron.validation import HeldOut, held_out
 from launcher.work.packing import pack
 from launcher.work.ranks import hash_files
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Batches, the hash of the rows that they are made of, figures for the stage's result, and what validates."""
+    """Batches, the hash of their rows, figures for the stage's result, and what is not trained on."""
 
     batches: Batches | PackedBatches | PairBatches
     data_sha256: str
     figures: Mapping[str, Any]
-    validation: Validation | None = None
+    held_out: HeldOut | None = None
 
 
 def feed(context: Context, tokenizer: Any, place: Mapping[str, int], *, tensor_ranks: int = 1) -> Feed:
@@ -38,11 +38,12 @@ def feed(context: Context, tokenizer: Any, place: Mapping[str, int], *, tensor_r
     train = context.options["train"]
     ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     place = {**place, "padding": next(int(token) for token in ends if token is not None)}
+    looked_at = held_out(context.options, tokenizer, place, tensor_ranks=tensor_ranks, pairs=train["method"] in METHODS)
     if train["method"] in METHODS:
         rows = problems(context.options["data"], "train")
         pairs = pair_batches(rows, tokenizer, train, place)
         kept = len(pairs.samples)
-        return Feed(pairs, fingerprint(rows), {"samples": kept, "rows_left_out": len(rows) - kept})
+        return Feed(pairs, fingerprint(rows), {"samples": kept, "rows_left_out": len(rows) - kept}, looked_at)
     found = corpus.prepare(context, tokenizer, _hashes(context.options["data"]))
     facts = dict(found.facts)
     data_sha256 = facts.pop("data_sha256")
@@ -57,10 +58,7 @@ def feed(context: Context, tokenizer: Any, place: Mapping[str, int], *, tensor_r
         for warning in corpus.warnings(facts, int(train["sequence_length"])):
             print(f"warning: {warning}", file=sys.stderr, flush=True)
     names = ("samples", "rows_left_out", "rows_cut", "packs", "packing_efficiency")
-    validation = None
-    if train.get("validation"):
-        validation = Validation(context.options, tokenizer, place, tensor_ranks=tensor_ranks)
-    return Feed(batches, data_sha256, {name: facts[name] for name in names if name in facts}, validation)
+    return Feed(batches, data_sha256, {name: facts[name] for name in names if name in facts}, looked_at)
 
 
 def _hashes(data: Mapping[str, Any]) -> dict[str, str]:

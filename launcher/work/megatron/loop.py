@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -123,23 +123,14 @@ class Loop:
             micro = objective.begin(step)
         with self.meter.phase(SCHEDULE):
             reports = self._passes(self.meter.data(micro))
-        # [loss, what it is divided by, sums of figures, how often each counts, stops]
-        totals = torch.zeros(3 + 2 * len(objective.figures), dtype=torch.float64)
-        if reports_alone():
-            for report in reports:
-                totals[:-1] += report.double().cpu()
-        totals[-1] = float(self.context.stop_requested or self._time_is_up())
-        totals = totals.to(device())
+        stops = torch.tensor([float(self.context.stop_requested or self._time_is_up())], dtype=torch.float64)
+        totals = torch.cat([_summed(objective, reports if reports_alone() else []), stops]).to(device())
         with self.meter.phase(EXCHANGE):
             dist.all_reduce(totals)
-        loss, divisor, *sums, stops = totals.tolist()
-        figures = {"loss": loss / divisor}
+        *sums, stop = totals.tolist()
+        figures = _figures(objective, sums)
         self._judge(step, LOSS, figures["loss"])
-        half = len(objective.figures)
-        for name, total, count in zip(objective.figures, sums[:half], sums[half:], strict=True):
-            if count:  # a batch may hold no answer of a kind
-                figures[name] = total / count
-        return figures, bool(stops)
+        return figures, bool(stop)
 
     def _forget_gradients(self) -> None:
         for chunk in self.model.chunks:
@@ -161,34 +152,34 @@ class Loop:
     def _validate(self, step: int) -> None:
         """Look at the rows that are not trained on, where this is the step for it."""
         found = self.validation
-        if found is None or not found.due(step, last=step == self.steps):
+        if found is None or not found.held_out.due(step, last=step == self.steps):
             return
         started = time.monotonic()
         self._settle(wait=False)
-        totals = torch.zeros(2, dtype=torch.float64)  # loss, tokens
+        objective = found.objective
         with self.context.watchdog.unhurried():
-            for number in range(found.looks):
-                for report in self._look(found, number):
-                    totals += report.double().cpu()
-            totals = totals.to(device())
+            reports = [report for number in range(found.held_out.looks) for report in self._look(objective, number)]
+            totals = _summed(objective, reports).to(device())
             dist.all_reduce(totals)
-        loss, tokens = totals.tolist()
+        sums = totals.tolist()
         seconds = time.monotonic() - started
         self.longest_look = max(self.longest_look, seconds)
-        self.reports.validation(step, loss / tokens, tokens=int(tokens), samples=found.samples, seconds=seconds)
+        figures = {**_figures(objective, sums), objective.unit: int(sums[1])}
+        self.reports.validation(step, figures, samples=found.held_out.samples, seconds=seconds)
 
-    def _look(self, validation: Validation, number: int) -> list[Any]:
+    def _look(self, objective: NextToken | Preference, number: int) -> list[Any]:
         """Reports of one global batch that is not trained on, on the ranks whose reports count."""
-        chunks, batches = self.model.chunks, validation.batches
+        chunks, batches = self.model.chunks, objective.batches
         for chunk in chunks:
             chunk.eval()
         reports = forward_backward(
             chunks,
-            validation.objective.begin(number),
-            validation.objective.loss,
+            objective.begin(number),
+            objective.loss,
             count=batches.micro_batches,
-            sequences=batches.micro_batch_size,
+            sequences=batches.micro_batch_size * objective.sequences,
             length=batches.sequence_length,
+            labels=objective.labels,
             forward_only=True,
         )
         for chunk in chunks:
@@ -266,3 +257,19 @@ class Loop:
             self.longest_save = max(self.longest_save, saved.seconds)
             self.context.saved()
             self.context.event("checkpoint", **{**saved._asdict(), "path": str(saved.path)})
+
+
+def _summed(objective: NextToken | Preference, reports: Sequence[Any]) -> Any:
+    """Sums of the micro-batches' reports: loss, what it is divided by, sums of figures, how often each counts."""
+    totals = torch.zeros(2 + 2 * len(objective.figures), dtype=torch.float64)
+    for report in reports:
+        totals += report.double().cpu()
+    return totals
+
+
+def _figures(objective: NextToken | Preference, sums: Sequence[float]) -> dict[str, float]:
+    """Means from the sums of all ranks; a figure of which a batch has nothing is left out."""
+    loss, divisor, *rest = sums
+    half = len(objective.figures)
+    counted = zip(objective.figures, rest[:half], rest[half:], strict=True)
+    return {"loss": loss / divisor, **{name: total / count for name, total, count in counted if count}}

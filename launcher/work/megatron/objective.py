@@ -28,6 +28,7 @@ class NextToken:
 
     sequences = 1  # for each sample
     labels = True
+    unit = "tokens"  # what losses are divided by the number of
     figures: tuple[str, ...] = ()
 
     def __init__(self, batches: Batches | PackedBatches, noise: Noise | None = None) -> None:
@@ -63,6 +64,7 @@ class Preference:
         self.batches = batches
         self.reference = reference
         self.single = batches.single
+        self.unit = "answers" if self.single else "pairs"
         self.sequences = 1 if self.single else 2
         self.labels = method != "rm"  # a reward model has scores for outputs
         self.sft_scale = 0.0  # the weight of one chosen token's loss

@@ -53,14 +53,22 @@ class PairBatch(Batch):
 
 
 def tokenise_pairs(
-    rows: Sequence[Problem], tokenizer: Any, *, method: str, sequence_length: int, seed: int, padding: int
+    rows: Sequence[Problem],
+    tokenizer: Any,
+    *,
+    method: str,
+    sequence_length: int,
+    seed: int,
+    padding: int,
+    of: str = "train",
 ) -> list[Pair]:
     """The rows' pairs; a pair with an answer of which nothing is left within `sequence_length` is left out.
 
-    Raises WorkerError for rows of another kind than the method needs, and when nothing is left to train on.
+    `of` is the split that the rows are of. Raises WorkerError for rows of another kind than the method needs, and when
+    nothing is left.
     """
     pairs: list[Pair] = []
-    others = _others(rows, method, seed)
+    others = _others(rows, method, seed, of)
     firsts = encode(rows, tokenizer)
     seconds = encode((replace(row, answer=other) for row, other in zip(rows, others, strict=True)), tokenizer)
     for row, one, two in zip(rows, firsts, seconds, strict=True):
@@ -108,7 +116,7 @@ class PairBatches(Stream[Pair]):
             )
 
 
-def _others(rows: Sequence[Problem], method: str, seed: int) -> list[str]:
+def _others(rows: Sequence[Problem], method: str, seed: int, of: str) -> list[str]:
     """Each row's second answer. KTO: that of another row, the same in every epoch and layout."""
     if method not in SINGLE:
         missing = [row.id for row in rows if row.rejected is None]
@@ -121,7 +129,7 @@ def _others(rows: Sequence[Problem], method: str, seed: int) -> list[str]:
     if missing:
         raise WorkerError(f"{method} learns from verdicts, and row {missing[0]} has none", where="data.format")
     if len(rows) < 2:
-        raise WorkerError("kto needs at least two rows", where="data.train")
+        raise WorkerError("kto needs at least two rows", where=f"data.{of}")
     # a shuffled circle: neighbours in a file often answer the same prompt
     circle = order(len(rows), seed=seed, first=0, size=len(rows))
     before = dict(zip(circle, [circle[-1], *circle[:-1]], strict=True))

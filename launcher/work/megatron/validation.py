@@ -1,38 +1,36 @@
-"""Rows that are not trained on, and how well the model predicts them while it is trained on others."""
+"""Rows that are not trained on, and how the model does on them while it is trained on others."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.work.corpus import tokenise
-from launcher.work.data import stream
-from launcher.work.megatron.batches import Batches
-from launcher.work.megatron.objective import NextToken
+from launcher.work.data import fingerprint, stream
+from launcher.work.megatron.batches import Batches, PackedBatches
+from launcher.work.megatron.noise import Noise
+from launcher.work.megatron.objective import NextToken, Preference
+from launcher.work.megatron.pairs import SINGLE, PairBatches, tokenise_pairs
 
 
-class Validation:
+@dataclass(frozen=True)
+class HeldOut:
     """The first rows of the evaluation data as whole global batches, the same in every layout and at every look.
 
     Fewer rows than a global batch has fill it by coming again. Rows are not packed.
     """
 
-    def __init__(self, options: Mapping[str, Any], tokenizer: Any, place: Mapping[str, int], *, tensor_ranks: int = 1):
-        train = options["train"]
-        settings: Mapping[str, Any] = train["validation"]
-        rows = list(itertools.islice(stream(options["data"], "evaluation"), int(settings["limit"])))
-        length = int(train["sequence_length"])
-        samples = tokenise(rows, tokenizer, method=train["method"], sequence_length=length)
-        size = int(train["global_batch_size"])
-        self.every = int(settings["every_steps"])
-        self.looks = max(1, len(samples) // size)
-        self.batches = Batches(samples[: self.looks * size], train, **place)
-        pieces = place["context_ranks"] * tensor_ranks  # packed training allows lengths that these do not divide
-        whole = math.lcm(pieces, 2 * place["context_ranks"]) if place["context_ranks"] > 1 else pieces
-        self.batches.sequence_length = math.ceil(length / whole) * whole
-        self.objective = NextToken(self.batches)
+    batches: Batches | PairBatches
+    every: int  # steps between two looks
+    data_sha256: str
+
+    @property
+    def looks(self) -> int:
+        """Global batches that one look is over."""
+        return max(1, len(self.batches.samples) // self.batches.global_batch_size)
 
     @property
     def samples(self) -> int:
@@ -42,3 +40,51 @@ class Validation:
     def due(self, step: int, *, last: bool) -> bool:
         """Whether to look after this step (from 1), which is the run's `last` one or not."""
         return last or step % self.every == 0
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is held out, and what is found of it."""
+
+    held_out: HeldOut
+    objective: NextToken | Preference
+
+
+def held_out(
+    options: Mapping[str, Any], tokenizer: Any, place: Mapping[str, int], *, tensor_ranks: int, pairs: bool
+) -> HeldOut | None:
+    """What [train.validation] asks for: pairs of answers, or rows. `place` is this rank's part, as batches take it."""
+    train = options["train"]
+    settings: Mapping[str, Any] | None = train.get("validation")
+    if not settings:
+        return None
+    rows = list(itertools.islice(stream(options["data"], "evaluation", verdicts=pairs), int(settings["limit"])))
+    method, length, size = train["method"], int(train["sequence_length"]), int(train["global_batch_size"])
+    every, data_sha256 = int(settings["every_steps"]), fingerprint(rows)
+    if pairs:
+        seed, padding = int(train["seed"]), place["padding"]
+        found = tokenise_pairs(
+            rows, tokenizer, method=method, sequence_length=length, seed=seed, padding=padding, of="evaluation"
+        )
+        return HeldOut(PairBatches(_whole(found, size), train, single=method in SINGLE, **place), every, data_sha256)
+    batches = Batches(_whole(tokenise(rows, tokenizer, method=method, sequence_length=length), size), train, **place)
+    pieces = place["context_ranks"] * tensor_ranks  # packed training allows lengths that these do not divide
+    whole = math.lcm(pieces, 2 * place["context_ranks"]) if place["context_ranks"] > 1 else pieces
+    batches.sequence_length = math.ceil(length / whole) * whole
+    return HeldOut(batches, every, data_sha256)
+
+
+def _whole(samples: list[Any], size: int) -> list[Any]:
+    """Whole global batches of them; all, where there is not one."""
+    return samples[: max(1, len(samples) // size) * size]
+
+
+def next_token(
+    batches: Batches | PackedBatches, held: HeldOut | None, noise: Noise | None
+) -> tuple[NextToken, Validation | None]:
+    """The objective of sft and cpt, and that of what is held out, which knows no noise."""
+    objective = NextToken(batches, noise)
+    if held is None:
+        return objective, None
+    assert isinstance(held.batches, Batches)
+    return objective, Validation(held, NextToken(held.batches))

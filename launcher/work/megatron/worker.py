@@ -34,7 +34,8 @@ def run(context: Context) -> None:
     from launcher.work.megatron.objective import NextToken, Preference
     from launcher.work.megatron.optimizer import divides_state, make_optimizer
     from launcher.work.megatron.pairs import PairBatches
-    from launcher.work.megatron.preference import preference
+    from launcher.work.megatron.preference import preference, references
+    from launcher.work.megatron.validation import next_token
     from launcher.work.trained import finish, tell_start
 
     place = {
@@ -62,12 +63,13 @@ def run(context: Context) -> None:
     )
     objective: NextToken | Preference
     if isinstance(batches, PairBatches):
-        objective = preference(context, model, batches, layout, data=fed.data_sha256)
+        made = references(context, model, layout)
+        objective, validation = preference(context, made, batches, data=fed.data_sha256, held_out=fed.held_out)
     else:
         noise = Noise.wanted(train, context_ranks=layout.context)
         if noise:
             noise.attach(model.bare)
-        objective = NextToken(batches, noise)
+        objective, validation = next_token(batches, fed.held_out, noise)
     progress = checkpoints.load()
     if progress is None:
         begin(model.bare, train)
@@ -75,7 +77,7 @@ def run(context: Context) -> None:
         progress = Progress()
     tell_start(context, progress, checkpoints, seconds=time.monotonic() - started)
 
-    loop = Loop(context, model, optimizer, batches, objective, checkpoints, steps=int(steps), validation=fed.validation)
+    loop = Loop(context, model, optimizer, batches, objective, checkpoints, steps=int(steps), validation=validation)
     progress = loop.train_until_done(progress)
 
     artifact = context.files.artifact(context.stage.name)

@@ -66,13 +66,13 @@ class ShardedLoop(Loop):
         self.meter.computing(on=False)
         return reports
 
-    def _look(self, validation: Validation, number: int) -> list[Any]:
+    def _look(self, objective: NextToken | Preference, number: int) -> list[Any]:
         self.engine.module.eval()
         reports = []
-        for batch in validation.objective.begin(number)():
+        for batch in objective.begin(number)():
             with torch.no_grad(), self.engine.computing():
-                out = outputs(self.engine.module, batch)
-            _, _, report = validation.objective.loss(batch, out)
+                out = outputs(self.engine.module, batch, scores=not objective.labels)
+            _, _, report = objective.loss(batch, out)
             reports.append(report)
         return reports
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from launcher.work.context import Context
-from launcher.work.megatron.objective import Preference
 from launcher.work.megatron.pairs import Pair, PairBatches
-from launcher.work.megatron.reference import FROZEN_COPY, PRECOMPUTED, Reference
+from launcher.work.megatron.reference import FROZEN_COPY, Reference
 from launcher.work.sharded.engines import Engine, loading
 from launcher.work.sharded.model import frozen
 from launcher.work.sharded.passes import log_probabilities
@@ -44,21 +44,13 @@ class ShardedReference(Reference):
         return stack
 
 
-def preference(context: Context, engine: Engine, batches: PairBatches, *, data: str) -> Preference:
-    """The objective, its reference made ready; to be called before a checkpoint is loaded.
-
-    `data` is the hash of the rows. Raises Requeue where a stop comes while the reference is looked at.
-    """
+def references(context: Context, engine: Engine, *, micro_batches: int) -> Callable[[PairBatches], Reference]:
+    """What makes the reference of given batches."""
     train: Mapping[str, Any] = context.options["train"]
-    settings: Mapping[str, Any] = train["preference"]
-    kind = settings.get("reference") or ""
+    kind = train["preference"].get("reference") or ""
     copy = None
     if kind == FROZEN_COPY:
-        with loading(train, micro_batches=batches.micro_batches):
+        with loading(train, micro_batches=micro_batches):
             model = frozen(Path(context.options["model"]["path"]), train)
         copy = engine.frozen(model)
-    reference = ShardedReference(engine, batches, kind=kind, copy=copy)
-    if kind == PRECOMPUTED:
-        file = context.files.reference(context.stage.name)
-        reference.precompute(context, file, {"data": data, "pairs": len(batches.samples)})
-    return Preference(train["method"], settings, batches, reference)
+    return partial(ShardedReference, engine, kind=kind, copy=copy)

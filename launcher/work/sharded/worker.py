@@ -23,14 +23,15 @@ def run(context: Context) -> None:
     from launcher.work.checkpoints import Progress
     from launcher.work.megatron.feed import feed
     from launcher.work.megatron.noise import Noise
-    from launcher.work.megatron.objective import NextToken
     from launcher.work.megatron.pairs import PairBatches
+    from launcher.work.megatron.preference import preference
+    from launcher.work.megatron.validation import next_token
     from launcher.work.sharded import engines, pissa
     from launcher.work.sharded.artifact import save_artifact
     from launcher.work.sharded.checkpoint import Checkpoints
     from launcher.work.sharded.loop import ShardedLoop
     from launcher.work.sharded.model import build
-    from launcher.work.sharded.reference import preference
+    from launcher.work.sharded.reference import references
     from launcher.work.trained import finish, tell_start
 
     place = {"replica": context.rank, "replicas": context.world_size, "context_rank": 0, "context_ranks": 1}
@@ -55,16 +56,17 @@ def run(context: Context) -> None:
     )
     objective: Any
     if isinstance(batches, PairBatches):
-        objective = preference(context, engine, batches, data=fed.data_sha256)
+        made = references(context, engine, micro_batches=batches.micro_batches)
+        objective, validation = preference(context, made, batches, data=fed.data_sha256, held_out=fed.held_out)
     else:
         noise = Noise.wanted(train, context_ranks=1)
         if noise:
             noise.attach_whole(model.get_input_embeddings())
-        objective = NextToken(batches, noise)
+        objective, validation = next_token(batches, fed.held_out, noise)
     progress = checkpoints.load() or Progress()
     tell_start(context, progress, checkpoints, seconds=time.monotonic() - started)
 
-    loop = ShardedLoop(context, engine, batches, objective, checkpoints, steps=int(steps), validation=fed.validation)
+    loop = ShardedLoop(context, engine, batches, objective, checkpoints, steps=int(steps), validation=validation)
     progress = loop.train_until_done(progress)
 
     artifact = context.files.artifact(context.stage.name)
