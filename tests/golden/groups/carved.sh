@@ -114,13 +114,13 @@ for signal in USR2 TERM KILL; do
   for ((second = 0; second < patience; second++)); do signal_groups 0 || break 2; sleep 1; done
   patience=5
 done
-said() { # PATTERN: whether the last that the step or its ranks have written holds it
+logged() { # PATTERN: whether the last that the step or its ranks have written holds it
   grep -qE "$1" <(find "$ranks" \( -name 'step.log' -o -name 'rank-*.log' \) -exec tail -qc 4096 {} +)
 }
 # 128 + the signal: ranks that it ended before they could catch it, or what bash says (or -1) of a step that ended in
 # the moment of a signal, whose code it has lost. After a stop, of which this shell may not be told, it is one; the next
 # attempt finds what was left.
-if [[ $code =~ ^(-1|140|143)$ ]] && { [ "$asked" -eq 1 ] || said ' CANCELLED AT [^ ]+ DUE TO '; }; then
+if [[ $code =~ ^(-1|140|143)$ ]] && { [ "$asked" -eq 1 ] || logged ' CANCELLED AT [^ ]+ DUE TO '; }; then
   asked=1 code=75
 fi
 [ "$code" -ne 0 ] || exit 0
@@ -143,7 +143,7 @@ if [[ $code -eq 78 || -n $fatal ]]; then
   why="another attempt would end the same way"
 elif [[ -e $state/cancelled || ($now =~ =COMPLETING\ Reason=None\ .*\ Restarts=${SLURM_RESTART_COUNT:-0}\  && ! $now =~ \ PreemptTime=[0-9]) ]]; then
   why="it was cancelled"
-elif said 'srun: error: .*: Out Of Memory|slurmstepd.*: error: .*([Oo][Oo][Mm][-_ ][Kk]ill|exceeded (job|step|virtual|memory)[^,]* limit)|slurmstepd.*: error: (Step|StepId=|Job)[^ ]* .*exceeded memory limit'; then
+elif logged 'srun: error: .*: Out Of Memory|slurmstepd.*: error: .*([Oo][Oo][Mm][-_ ][Kk]ill|exceeded (job|step|virtual|memory)[^,]* limit)|slurmstepd.*: error: (Step|StepId=|Job)[^ ]* .*exceeded memory limit'; then
   why="it ran out of memory"
 elif [ "$crashes" -ge 5 ]; then
   why="it crashed $crashes times"
