@@ -42,19 +42,12 @@ def main(arguments: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory(prefix="swiftlaunch-bench-") as folder:
             figures = measured(engine, settings, Path(folder), options.repeats)
         shares[engine] = figures.stall / figures.stand
+        size = f"{figures.size / 1e9:.2f} GB"
         rows += [
-            (
-                engine,
-                f"{figures.size / 1e9:.2f} GB",
-                "training waits",
-                f"{figures.stand:.2f} s",
-                f"{figures.whole:.2f} s",
-            ),
+            (engine, size, "training waits", f"{figures.stand:.2f} s", f"{figures.whole:.2f} s"),
             ("", "", "beside training", f"{figures.stall:.2f} s", f"{figures.beside:.2f} s"),
         ]
-        about += (
-            f" {engine}: {shares[engine]:.1%}; steps meanwhile took {figures.busy:.2f} s, others {figures.quiet:.2f} s."
-        )
+        about += f" {engine} {shares[engine]:.1%} (steps meanwhile {figures.busy:.2f} s, others {figures.quiet:.2f} s)."
     head = (
         f"Checkpoints of SmolLM2-135M in full training, one process with one thread on {machine()}; medians of "
         f"{figures.count} saves, the first of a run among them, which also makes room for the copy. How long a save "

@@ -29,6 +29,18 @@ def train_python() -> str:
     return found
 
 
+def told_by(program: str, *words: object) -> Any:
+    """What a program of this folder prints last, as JSON; it runs in the train environment."""
+    done = subprocess.run(
+        [train_python(), str(HERE / program), *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        check=True,
+        stdout=subprocess.PIPE,
+        timeout=300,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @dataclass
 class Attempt:
     """The rank processes of one attempt."""

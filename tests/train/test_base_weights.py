@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .conftest import HERE, ROOT, train_python
+from .conftest import told_by
 
 pytestmark = pytest.mark.layout
 
@@ -30,14 +27,7 @@ NAMES = {
 def test_a_tensor_that_is_missing_or_misshapen_is_named(
     tiny_model: Callable[[str], Path], tmp_path: Path, kind: str
 ) -> None:
-    out = subprocess.run(
-        [train_python(), str(HERE / "spoilt_models.py"), str(tiny_model(kind)), str(tmp_path), *NAMES[kind]],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
-    found = json.loads(out.stdout.splitlines()[-1])
+    found = told_by("spoilt_models.py", tiny_model(kind), tmp_path, *NAMES[kind])
     assert found.pop("whole") == ""
     for case, said in found.items():
         what, name = case.split()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import HERE, Run, finish_together, train_python, write_run
+from .conftest import Run, finish_together, told_by, write_run
 from .equivalence import LAYOUTS
 
 pytestmark = pytest.mark.layout
@@ -46,14 +43,8 @@ def test_what_is_exported_is_what_was_trained(tmp_path: Path, tiny_model: Callab
 
     runs = {name: (run(name, STEPS), run(name, STEPS + 1)) for name in ordered}
     finish_together([each for pair in runs.values() for each in pair])
-    out = subprocess.run(
-        [train_python(), str(HERE / "export_checks.py"), *(str(run.files.plan) for run, _ in runs.values())],
-        env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
-        check=True,
-        stdout=subprocess.PIPE,
-        timeout=300,
-    )
-    found = dict(zip(runs, json.loads(out.stdout.splitlines()[-1]), strict=True))
+    told = told_by("export_checks.py", *(run.files.plan for run, _ in runs.values()))
+    found = dict(zip(runs, told, strict=True))
     print(found)
     for name, (run, longer) in runs.items():
         assert longer.losses()[:STEPS] == run.losses(), name
@@ -81,17 +72,4 @@ def test_an_exported_model_says_where_it_is_from(new_run: Callable[..., Any]) ->
 
 def transformers_view(run: Any, exported: Path, step: int = STEPS) -> dict[str, float]:
     """The loss of the step after `step` in what was exported, and how far the adapter's own logits are from it."""
-    out = subprocess.run(
-        [
-            train_python(),
-            str(HERE / "hf_loss.py"),
-            str(run.files.plan),
-            str(exported),
-            str(step),
-        ],
-        env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    return dict(json.loads(out.stdout.splitlines()[-1]))
+    return dict(told_by("hf_loss.py", run.files.plan, exported, step))

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import HERE, ROOT, Run, finish_together, train_python, write_run
+from .conftest import Run, finish_together, told_by, write_run
 from .equivalence import ALONE, LAYOUTS, settings_of
 from .sharded import finish
 
@@ -104,14 +102,7 @@ def test_it_is_what_transformers_finds(trained: dict[tuple[str, str], Run], name
     run.finish("export")
     plan = run.files.root / "plan of whole batches.json"
     plan.write_text(run.files.plan.read_text().replace(f'"limit": {ROWS + 5}', f'"limit": {ROWS}'))
-    out = subprocess.run(
-        [train_python(), str(HERE / "hf_held_out.py"), str(plan), str(run.files.artifact("export"))],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
-    found = json.loads(out.stdout.splitlines()[-1])
+    found = told_by("hf_held_out.py", plan, run.files.artifact("export"))
     told = run.result()["metrics"]
     assert told["validation_loss"] == looks(run)[-1]["loss"] == pytest.approx(found["loss"], abs=2e-5)
     assert told["validation_accuracy"] == pytest.approx(found["accuracy"], abs=1e-6)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import HERE, ROOT, finish_together, train_python
+from .conftest import finish_together, told_by
 from .test_preference import made
 
 pytestmark = pytest.mark.layout
@@ -36,14 +34,7 @@ def test_transformers_gives_the_same_scores(
     finish_together([run, longer])
     run.finish("export")
     exported = run.files.artifact("export")
-    out = subprocess.run(
-        [train_python(), str(HERE / "hf_scores.py"), str(run.files.plan), str(exported), str(STEPS)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
-    found = dict(json.loads(out.stdout.splitlines()[-1]))
+    found = told_by("hf_scores.py", run.files.plan, exported, STEPS)
     told = longer.steps()[STEPS + 1]
     first = longer.steps()[1]
     assert abs(told["rewards/chosen"] - first["rewards/chosen"]) > 0.05, "too little was learnt for this to prove much"
