@@ -188,9 +188,11 @@ def _train_seconds(need: Resources, recipe: Recipe, facts: ModelFacts, rate: _Ra
         steps = -(-recipe.data.train_size * (train.epochs or 1) // train.global_batch_size)
     tokens = steps * train.global_batch_size * train.sequence_length * sequences_of(train.method)
     factor = (6 if train.tuner == "full" else 4) + (2 if train.activation_recompute == "full" else 0)
+    looks_more = 0
     if train.preference is not None and train.preference.reference is not None:
         # forward passes of the reference; KTO's are over two answers, and its policy reads the second one too
-        factor += 6 if train.method == "kto" else 2
+        looks_more = 3 if train.method == "kto" else 1
+    factor += 2 * looks_more
     layout = layout_of(recipe)
     micro_batches = max(1, train.global_batch_size // (train.micro_batch_size * layout.data_parallel(need.world_size)))
     bubble = (layout.pipeline - 1) / (micro_batches * layout.virtual_pipeline)
@@ -198,9 +200,7 @@ def _train_seconds(need: Resources, recipe: Recipe, facts: ModelFacts, rate: _Ra
     if train.validation is not None:
         rows = max(train.global_batch_size, train.validation.limit)
         looks = steps // train.validation.every_steps + 1
-        passes = 2 if train.preference is not None and train.preference.reference is not None else 1
-        passes += train.method == "kto"  # its reference point
-        operations += 2 * passes * looks * rows * train.sequence_length * sequences_of(train.method)
+        operations += 2 * (1 + looks_more) * looks * rows * train.sequence_length * sequences_of(train.method)
     seconds = START_SECONDS + operations * facts.active_parameters / rate.flops * (1 + bubble)
     work = f"at most {show_count(tokens)} tokens, {factor} operations per weight and token"
     return seconds, f"{work}; {rate.basis}"

@@ -11,6 +11,7 @@ whose manifest verifies is the one that counts, so nothing has to point at it.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import sys
 import time
@@ -66,7 +67,7 @@ class Part(NamedTuple):
 class _Pending:
     """A checkpoint that is being written."""
 
-    part: Path
+    folder: Path
     final: Path
     writer: Writer
     complete: Callable[[], None]
@@ -159,7 +160,7 @@ class Checkpoints(ABC):
                 self._deletion.wait()
         except BaseException as error:  # torch's CheckpointException is no Exception
             self._pending = None
-            self._give_up(pending.part, pending.final, error)
+            self._give_up(pending.folder, pending.final, error)
             raise
         now = time.monotonic()
         step = int(pending.manifest["progress"]["step"])
@@ -191,27 +192,27 @@ class Checkpoints(ABC):
 
     def _publish(self, pending: _Pending) -> int:
         """Complete it, write the manifest, rename it, delete what is not to be kept; returns its size in bytes."""
-        part, final = pending.part, pending.final
+        folder, final = pending.folder, pending.final
         pending.complete()
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, pending.writer.files)
         files = {name: facts for written in gathered for name, facts in written.items()}
         if dist.get_rank() == 0:
-            for path in part.rglob("*"):  # what the first rank has written itself, about all of them
-                name = str(path.relative_to(part))
+            for path in folder.rglob("*"):  # what the first rank has written itself, about all of them
+                name = str(path.relative_to(folder))
                 if name not in files and path.is_file():
                     files[name] = facts_of(path)
-            write_json(part / MANIFEST, {**pending.manifest, "files": dict(sorted(files.items()))})
+            write_json(folder / MANIFEST, {**pending.manifest, "files": dict(sorted(files.items()))})
             if final.exists():  # of the same step, but it did not verify
                 shutil.rmtree(final)
-            os.replace(part, final)
+            os.replace(folder, final)
             _flush(self.folder)
             self._deletion.begin(outdated(self.folder, last=self._keep_last, best=self._keep_best))
         dist.barrier()
         return sum(facts["bytes"] for facts in files.values())
 
-    def _give_up(self, part: Path, final: Path, error: BaseException) -> None:
-        shutil.rmtree(part, ignore_errors=True)
+    def _give_up(self, folder: Path, final: Path, error: BaseException) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
         if plain := in_plain_words(error, final):
             raise plain from error
 
@@ -247,6 +248,22 @@ def verified(path: Path) -> tuple[Any, str]:
         if digest != facts["sha256"]:
             return manifest, f"{name} is {'damaged' if digest else 'missing'}"
     return manifest, ""
+
+
+def random_state() -> dict[str, Any]:
+    """Of this rank, as libraries keep it."""
+    state = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Go on from what `random_state` has returned."""
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _agreed(writer: Writer) -> bool:

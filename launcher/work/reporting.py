@@ -38,8 +38,8 @@ class Reports:
         self._mfu_seconds = self._seconds = 0.0
         self._spiked = 0
         self._peak: float | None = None
-        self.validated: dict[int, float] = {}  # step -> loss of what is not trained on, of this attempt
-        self._accuracy: float | None = None  # of pairs that are not trained on
+        # step -> figures of what is not trained on, of this attempt
+        self.validated: dict[int, Mapping[str, float]] = {}
 
     def __enter__(self) -> Reports:
         self._tracking.__enter__()
@@ -76,8 +76,7 @@ class Reports:
 
     def validation(self, step: int, figures: Mapping[str, float], *, samples: int, seconds: float) -> None:
         """After a step, figures of so many samples that are not trained on, their mean loss among them."""
-        self.validated[step] = figures["loss"]
-        self._accuracy = figures.get("rewards/accuracies")
+        self.validated[step] = figures
         told = {**figures, "samples": samples, "seconds": seconds}
         if self._context.is_main:
             self._context.event("validation", step=step, steps=self._steps, **told)
@@ -88,9 +87,10 @@ class Reports:
         of spikes, of this attempt."""
         found: dict[str, float] = {"spikes": self._spiked}
         if self.validated:
-            found["validation_loss"] = self.validated[max(self.validated)]
-        if self._accuracy is not None:
-            found["validation_accuracy"] = self._accuracy
+            newest = self.validated[max(self.validated)]
+            found["validation_loss"] = newest["loss"]
+            if "rewards/accuracies" in newest:
+                found["validation_accuracy"] = newest["rewards/accuracies"]
         if self._seconds:
             found["mfu"] = self._mfu_seconds / self._seconds
         if self._peak:

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from launcher.errors import WorkerError
@@ -128,24 +127,14 @@ def _completed(request: Any) -> None:
 def _random_state() -> dict[str, Any]:
     from megatron.core import tensor_parallel
 
-    state = {
-        "python": random.getstate(),
-        "torch": torch.get_rng_state(),
-        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+    return {**checkpoints.random_state(), "tracker": tensor_parallel.get_cuda_rng_tracker().get_states()}
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
     from megatron.core import tensor_parallel
 
-    random.setstate(state["python"])
     tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
-    torch.set_rng_state(state["torch"])
+    checkpoints.set_random_state(state)
 
 
 def _new_random_state(seed: int, step: int) -> None:

@@ -12,8 +12,7 @@ from launcher.work import corpus
 from launcher.work.context import Context
 from launcher.work.data import fingerprint, problems
 from launcher.work.megatron.batches import Batches, PackedBatches
-from launcher.work.megatron.pairs import PairBatches
-from launcher.work.megatron.preference import METHODS, pair_batches
+from launcher.work.megatron.pairs import METHODS, PairBatches, pair_batches
 from launcher.work.megatron.validation import HeldOut, held_out
 from launcher.work.packing import pack
 from launcher.work.ranks import hash_files
@@ -38,7 +37,7 @@ def feed(context: Context, tokenizer: Any, place: Mapping[str, int], *, tensor_r
     train = context.options["train"]
     ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     place = {**place, "padding": next(int(token) for token in ends if token is not None)}
-    looked_at = held_out(context.options, tokenizer, place, tensor_ranks=tensor_ranks, pairs=train["method"] in METHODS)
+    looked_at = held_out(context.options, tokenizer, place, tensor_ranks=tensor_ranks)
     if train["method"] in METHODS:
         rows = problems(context.options["data"], "train")
         pairs = pair_batches(rows, tokenizer, train, place)

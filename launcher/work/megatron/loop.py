@@ -240,7 +240,7 @@ class Loop:
         self._settle(wait=True)
         loss: float | None = sum(self.since_save) / len(self.since_save)
         if self.validation is not None:
-            loss = self.reports.validated.get(progress.step)
+            loss = self.reports.validated.get(progress.step, {}).get("loss")
         with self.context.watchdog.unhurried(), self.meter.phase(SAVE):
             self.checkpoints.begin(progress, loss=loss)
         self.since_save.clear()

@@ -19,6 +19,7 @@ from launcher.work.ranks import device
 from launcher.work.samples import Sample
 from launcher.work.tokens import Encoded, encode
 
+METHODS = ("dpo", "kto", "simpo", "orpo", "cpo", "rm")
 SINGLE = ("kto",)  # methods that train the first sequence of a pair only
 
 
@@ -114,6 +115,22 @@ class PairBatches(Stream[Pair]):
                 answers=torch.tensor([float(sum(sample.trained[1:])) for sample in sequences]).to(device()),
                 text_mask=(batch.positions < lengths).float(),
             )
+
+
+def pair_batches(
+    rows: Sequence[Problem], tokenizer: Any, train: Mapping[str, Any], place: Mapping[str, int], *, of: str = "train"
+) -> PairBatches:
+    """Batches of the rows' pairs; `place` says which part of them is this rank's, as batches take it."""
+    pairs = tokenise_pairs(
+        rows,
+        tokenizer,
+        method=train["method"],
+        sequence_length=int(train["sequence_length"]),
+        seed=int(train["seed"]),
+        padding=place["padding"],
+        of=of,
+    )
+    return PairBatches(pairs, train, single=train["method"] in SINGLE, **place)
 
 
 def _others(rows: Sequence[Problem], method: str, seed: int, of: str) -> list[str]:

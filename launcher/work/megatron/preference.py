@@ -1,37 +1,18 @@
-"""What preference methods and reward models need beside the model: pairs, and an objective with its reference."""
+"""What preference methods and reward models need beside model and pairs: an objective with its reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from launcher.topology import Layout
 from launcher.work.context import Context
-from launcher.work.data import Problem
 from launcher.work.megatron.model import Model, frozen
 from launcher.work.megatron.objective import Preference
-from launcher.work.megatron.pairs import SINGLE, PairBatches, tokenise_pairs
+from launcher.work.megatron.pairs import PairBatches
 from launcher.work.megatron.reference import FROZEN_COPY, PRECOMPUTED, Reference
 from launcher.work.megatron.validation import HeldOut, Validation
-
-METHODS = ("dpo", "kto", "simpo", "orpo", "cpo", "rm")
-
-
-def pair_batches(
-    rows: Sequence[Problem], tokenizer: Any, train: Mapping[str, Any], place: Mapping[str, int]
-) -> PairBatches:
-    """Batches of the rows' pairs; `place` says which part of them is this rank's, as batches take it."""
-    pairs = tokenise_pairs(
-        rows,
-        tokenizer,
-        method=train["method"],
-        sequence_length=int(train["sequence_length"]),
-        seed=int(train["seed"]),
-        padding=place["padding"],
-    )
-    return PairBatches(pairs, train, single=train["method"] in SINGLE, **place)
 
 
 def references(context: Context, model: Model, layout: Layout) -> Callable[[PairBatches], Reference]:

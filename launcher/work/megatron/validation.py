@@ -13,7 +13,7 @@ from launcher.work.data import fingerprint, stream
 from launcher.work.megatron.batches import Batches, PackedBatches
 from launcher.work.megatron.noise import Noise
 from launcher.work.megatron.objective import NextToken, Preference
-from launcher.work.megatron.pairs import SINGLE, PairBatches, tokenise_pairs
+from launcher.work.megatron.pairs import METHODS, PairBatches, pair_batches
 
 
 @dataclass(frozen=True)
@@ -51,32 +51,27 @@ class Validation:
 
 
 def held_out(
-    options: Mapping[str, Any], tokenizer: Any, place: Mapping[str, int], *, tensor_ranks: int, pairs: bool
+    options: Mapping[str, Any], tokenizer: Any, place: Mapping[str, int], *, tensor_ranks: int
 ) -> HeldOut | None:
     """What [train.validation] asks for: pairs of answers, or rows. `place` is this rank's part, as batches take it."""
     train = options["train"]
     settings: Mapping[str, Any] | None = train.get("validation")
     if not settings:
         return None
-    rows = list(itertools.islice(stream(options["data"], "evaluation", verdicts=pairs), int(settings["limit"])))
-    method, length, size = train["method"], int(train["sequence_length"]), int(train["global_batch_size"])
-    every, data_sha256 = int(settings["every_steps"]), fingerprint(rows)
-    if pairs:
-        seed, padding = int(train["seed"]), place["padding"]
-        found = tokenise_pairs(
-            rows, tokenizer, method=method, sequence_length=length, seed=seed, padding=padding, of="evaluation"
-        )
-        return HeldOut(PairBatches(_whole(found, size), train, single=method in SINGLE, **place), every, data_sha256)
-    batches = Batches(_whole(tokenise(rows, tokenizer, method=method, sequence_length=length), size), train, **place)
-    pieces = place["context_ranks"] * tensor_ranks  # packed training allows lengths that these do not divide
-    whole = math.lcm(pieces, 2 * place["context_ranks"]) if place["context_ranks"] > 1 else pieces
-    batches.sequence_length = math.ceil(length / whole) * whole
-    return HeldOut(batches, every, data_sha256)
-
-
-def _whole(samples: list[Any], size: int) -> list[Any]:
-    """Whole global batches of them; all, where there is not one."""
-    return samples[: max(1, len(samples) // size) * size]
+    paired = train["method"] in METHODS
+    rows = list(itertools.islice(stream(options["data"], "evaluation", verdicts=paired), int(settings["limit"])))
+    batches: Batches | PairBatches
+    if paired:
+        batches = pair_batches(rows, tokenizer, train, place, of="evaluation")
+    else:
+        length = int(train["sequence_length"])
+        batches = Batches(tokenise(rows, tokenizer, method=train["method"], sequence_length=length), train, **place)
+        pieces = place["context_ranks"] * tensor_ranks  # packed training allows lengths that these do not divide
+        whole = math.lcm(pieces, 2 * place["context_ranks"]) if place["context_ranks"] > 1 else pieces
+        batches.sequence_length = math.ceil(length / whole) * whole
+    found = HeldOut(batches, int(settings["every_steps"]), fingerprint(rows))
+    batches.samples = batches.samples[: found.samples]
+    return found
 
 
 def next_token(

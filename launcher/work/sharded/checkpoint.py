@@ -9,7 +9,6 @@ random-RANK.pt         random state of each rank
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -39,7 +38,7 @@ class Checkpoints(checkpoints.Checkpoints):
 
     def _copied(self, folder: Path) -> checkpoints.Part:
         own = _random_file(folder)
-        torch.save(_random_state(), own)
+        torch.save(checkpoints.random_state(), own)
         write_state = self._engine.save(folder, optimizer=self._with_optimizer, copy=self.asynchronous)
 
         def write() -> Iterable[Path]:
@@ -57,22 +56,8 @@ class Checkpoints(checkpoints.Checkpoints):
     def _restore(self, path: Path, manifest: Any, *, same_layout: bool) -> None:
         self._engine.load(path, optimizer=manifest["optimizer"] is not None)
         if same_layout:
-            _set_random_state(torch.load(_random_file(path), weights_only=False))  # its hash was compared
+            checkpoints.set_random_state(torch.load(_random_file(path), weights_only=False))  # its hash was compared
 
 
 def _random_file(folder: Path) -> Path:
     return folder / f"random-{dist.get_rank()}.pt"
-
-
-def _random_state() -> dict[str, Any]:
-    state = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])

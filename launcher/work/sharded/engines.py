@@ -102,9 +102,9 @@ class HostMemory:
             )
         )
 
-    def copied(self, state: dict[str, Any]) -> Any:
-        """The same, with all tensors in host memory and none of them training's. Valid until the next call."""
-        return self._stager.stage(state)
+    def take(self, state: dict[str, Any], *, copy: bool) -> Any:
+        """With `copy` the same with all tensors in host memory and none of them training's, until it is taken again."""
+        return self._stager.stage(state) if copy else state
 
 
 def _written(state: Any, path: Path) -> Path:
@@ -154,10 +154,9 @@ class Fsdp:
     def save(self, folder: Path, *, optimizer: bool, copy: bool) -> Callable[[], list[Path]]:
         if not self.divisible:  # then there is one rank
             whole = {"model": self._trained(), "optimizer": self.optimizer.state_dict() if optimizer else None}
-            parts = {folder / STATE: self._memory.copied(whole) if copy else whole}
-            return lambda: [_written(state, path) for path, state in parts.items()]
-        divided = self._divided_state(optimizer)
-        return partial(self._write_divided, self._memory.copied(divided) if copy else divided, folder)
+            taken = self._memory.take(whole, copy=copy)
+            return lambda: [_written(taken, folder / STATE)]
+        return partial(self._write_divided, self._memory.take(self._divided_state(optimizer), copy=copy), folder)
 
     def load(self, folder: Path, *, optimizer: bool) -> None:
         if not self.divisible:
@@ -259,7 +258,7 @@ class DeepSpeed:
         parts: dict[Path, Any] = {}
 
         def keep(state_dict: Any, path: str) -> None:
-            parts[Path(path)] = self._memory.copied(state_dict) if copy else state_dict
+            parts[Path(path)] = self._memory.take(state_dict, copy=copy)
 
         self.module.checkpoint_engine.save = keep  # what DeepSpeed would write here and now
         # without the optimizer it still holds the fp32 weights that its states belong to
